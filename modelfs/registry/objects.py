@@ -1,0 +1,139 @@
+"""What is far away: objects, and the ObjectStore that holds them.
+
+An ObjectStore is plain synchronous code, safe to call from several threads at once.
+It makes one request a call, never retries (registry.py does), raises only errors of
+modelfs.errors, and takes its time limits from its configuration.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+Progress = Callable[[int], None]
+"""Called from the working thread with the number of bytes that have just moved."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectId:
+    """One state of one object: its key and its ETag (unquoted, compared and never interpreted)."""
+
+    key: str
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What the registry says of one state of an object.
+
+    `modified_ns` is the registry's time. `mtime_ns` is the time recorded in the object's
+    metadata `mtime` (as rclone writes it), None where there is none or, from a listing,
+    where it is not known. `md5` is the hex MD5 of the content where the store knows that
+    the ETag is one, else None. `metadata` is user metadata: empty from a listing.
+    """
+
+    id: ObjectId
+    size: int
+    modified_ns: int
+    mtime_ns: int | None = None
+    md5: str | None = None
+    version_id: str | None = None
+    metadata: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ListPage:
+    """Up to 1,000 keys of a listing, in the registry's order.
+
+    Keys hold surrogates (PEP 383) for bytes that are not UTF-8. `token` is None on the
+    last page.
+    """
+
+    objects: Sequence[ObjectInfo]
+    folders: Sequence[str]
+    token: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class UploadedPart:
+    """A part of a multipart upload that the registry has; `number` counts from 1."""
+
+    number: int
+    etag: str
+
+
+class ObjectStore(Protocol):
+    """A bucket. Every method may raise RegistryError and its kin."""
+
+    def list_page(self, prefix: str, *, by_folder: bool, token: str | None = None) -> ListPage:
+        """List keys below `prefix`: all of them, or (by_folder) up to the next slash."""
+
+    def head(self, key: str) -> ObjectInfo:
+        """Ask for one object with its metadata; raises NotFound."""
+
+    def get_range(
+        self, object_id: ObjectId, offset: int, length: int, fd: int, at: int, progress: Progress
+    ) -> ObjectInfo:
+        """Write bytes [offset, offset + length) of one state of an object into `fd` at `at`.
+
+        The body goes through a small reused buffer. Raises Stale where the object is no
+        longer in that state (If-Match), NotFound where it is gone, WrongBytes where the
+        body is short or of another range, NoSpace where the disk is full. `length` > 0.
+        """
+
+    def put(
+        self, key: str, fd: int, size: int, metadata: Mapping[str, str], progress: Progress
+    ) -> ObjectInfo:
+        """Upload `size` bytes of `fd` from 0 in one request, with Content-MD5.
+
+        Raises WrongBytes where the registry answers with another MD5 than was sent.
+        """
+
+    def put_empty(self, key: str, metadata: Mapping[str, str]) -> ObjectInfo:
+        """Make an empty object: a folder's, a model's marker."""
+
+    def start_upload(self, key: str, metadata: Mapping[str, str]) -> str:
+        """Begin a multipart upload and return its id."""
+
+    def upload_part(
+        self,
+        key: str,
+        upload_id: str,
+        number: int,
+        fd: int,
+        offset: int,
+        length: int,
+        progress: Progress,
+    ) -> UploadedPart:
+        """Upload bytes [offset, offset + length) of `fd` as part `number` (from 1)."""
+
+    def finish_upload(
+        self, key: str, upload_id: str, parts: Sequence[UploadedPart], size: int
+    ) -> ObjectInfo:
+        """Put the parts together; raises WrongBytes where the result is not what was sent.
+
+        An upload that is gone because an earlier try succeeded counts as a success.
+        """
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        """Forget a multipart upload; one that is gone already is no error."""
+
+    def copy(
+        self, source: ObjectInfo, key: str, metadata: Mapping[str, str] | None = None
+    ) -> ObjectInfo:
+        """Copy inside the registry: the metadata is kept, or replaced where it is given.
+
+        Raises NotFound where the source is gone, Stale where it is in another state. A
+        large object is copied in parts. May make several requests.
+        """
+
+    def delete(self, key: str) -> None:
+        """Delete an object; one that is gone already is no error."""
+
+    def delete_many(self, keys: Sequence[str]) -> Mapping[str, str]:
+        """Delete up to 1,000 objects in one request; returns key -> reason of what failed."""
+
+    def probe(self) -> None:
+        """Make one cheap request with a short time limit that shows that the bucket answers."""
+
+    def requests(self) -> Mapping[str, int]:
+        """Return how many requests were sent so far, by the S3 operation's name."""
