@@ -1,33 +1,33 @@
 """The exception tree. Every class has its errno; its text is one line for a person.
 
-    ModelfsError                    EIO
-      NotFound                      ENOENT
-      AlreadyExists                 EEXIST
-      NotEmpty                      ENOTEMPTY
-      NotAFolder                    ENOTDIR
-      IsAFolder                     EISDIR
-      InvalidName                   EINVAL   a name, an argument or a key that is not allowed
-      NameTooLong                   ENAMETOOLONG
-      NotPermitted                  EPERM    this may never be done here
-      ReadOnly                      EROFS    versions and read-only mounts
-      Busy                          EBUSY
-      NoData                        ENODATA  also "no such attribute"
-      NoSpace                       ENOSPC
-      OutOfRange                    ERANGE
-      CrossDevice                   EXDEV
-      NotSupported                  EOPNOTSUPP
-      Stale                         ESTALE   the object is no longer the one that was opened
-      WrongBytes                    EIO      bytes that differ from what the registry promised
-      VersionFailed                 EIO      a version whose freeze failed for good
-      StoreError                    EIO      the store's disk is missing, or of another format
-      ConfigError                   EINVAL   a setting is wrong; the text names its key
-      MountError                    EIO      the mount cannot be made
-      RegistryError                 EIO
-        RegistryUnavailable         EIO      no answer, or an answer that may pass (5xx, throttled)
-        AccessDenied                EACCES   the registry refuses these credentials
-        QuotaExceeded               EDQUOT
-        NoSuchBucket                EIO
-        CertificateRejected         EIO      the endpoint's certificate cannot be verified
+ModelfsError                    EIO
+  NotFound                      ENOENT
+  AlreadyExists                 EEXIST
+  NotEmpty                      ENOTEMPTY
+  NotAFolder                    ENOTDIR
+  IsAFolder                     EISDIR
+  InvalidName                   EINVAL   a name, an argument or a key that is not allowed
+  NameTooLong                   ENAMETOOLONG
+  NotPermitted                  EPERM    this may never be done here
+  ReadOnly                      EROFS    versions and read-only mounts
+  Busy                          EBUSY
+  NoData                        ENODATA  also "no such attribute"
+  NoSpace                       ENOSPC
+  OutOfRange                    ERANGE
+  CrossDevice                   EXDEV
+  NotSupported                  EOPNOTSUPP
+  Stale                         ESTALE   the object is no longer the one that was opened
+  WrongBytes                    EIO      bytes that differ from what the registry promised
+  VersionFailed                 EIO      a version whose freeze failed for good
+  StoreError                    EIO      the store's disk is missing, or of another format
+  ConfigError                   EINVAL   a setting is wrong; the text names its key
+  MountError                    EIO      the mount cannot be made
+  RegistryError                 EIO
+    RegistryUnavailable         EIO      no answer, or an answer that may pass (5xx, throttled)
+    AccessDenied                EACCES   the registry refuses these credentials
+    QuotaExceeded               EDQUOT
+    NoSuchBucket                EIO
+    CertificateRejected         EIO      the endpoint's certificate cannot be verified
 """
 
 import errno as _errno

@@ -5,12 +5,38 @@ It makes one request a call, never retries (registry.py does), raises only error
 modelfs.errors, and takes its time limits from its configuration.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 Progress = Callable[[int], None]
 """Called from the working thread with the number of bytes that have just moved."""
+
+MTIME = "mtime"
+"""The metadata key of an object's recorded time, as rclone writes it."""
+
+_SECOND_NS = 10**9
+_MTIME = re.compile(r"(-?)([0-9]{1,11})(?:\.([0-9]*))?", re.ASCII)
+
+
+def format_mtime(mtime_ns: int) -> str:
+    """Return seconds since 1970 with their nanoseconds, no zeros at the end, as rclone does."""
+    seconds, fraction_ns = divmod(abs(mtime_ns), _SECOND_NS)
+    text = f"{seconds}.{fraction_ns:09d}".rstrip("0").removesuffix(".")
+    return f"-{text}" if mtime_ns < 0 else text
+
+
+def parse_mtime(text: str | None) -> int | None:
+    """Return the nanoseconds since 1970 of what `format_mtime` wrote; None of anything else."""
+    match = _MTIME.fullmatch(text or "")
+    if match is None:
+        return None
+    sign, seconds, fraction = match.groups()
+    mtime_ns = int(seconds) * _SECOND_NS + int((fraction or "")[:9].ljust(9, "0"))
+    if mtime_ns >= 2**63:  # more than the kernel's timestamps hold
+        return None
+    return -mtime_ns if sign else mtime_ns
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +103,8 @@ class ObjectStore(Protocol):
 
         The body goes through a small reused buffer. Raises Stale where the object is no
         longer in that state (If-Match), NotFound where it is gone, WrongBytes where the
-        body is short or of another range, NoSpace where the disk is full. `length` > 0.
+        registry answers with another range, RegistryUnavailable where it promised the right
+        one and the body broke off, NoSpace where the disk is full. `length` > 0.
         """
 
     def put(
@@ -104,7 +131,10 @@ class ObjectStore(Protocol):
         length: int,
         progress: Progress,
     ) -> UploadedPart:
-        """Upload bytes [offset, offset + length) of `fd` as part `number` (from 1)."""
+        """Upload bytes [offset, offset + length) of `fd` as part `number` (from 1).
+
+        Raises NotFound where the upload is gone, WrongBytes as `put` does.
+        """
 
     def finish_upload(
         self, key: str, upload_id: str, parts: Sequence[UploadedPart], size: int

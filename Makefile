@@ -1,0 +1,50 @@
+# Everything from a fresh clone: `make demo`, `make test`. `make help` lists the rest.
+# PYTHON=/path/to/python3 makes the virtual environment with another Python than Debian's;
+# ARGS="-k freeze -x" goes to pytest.
+
+PYTHON ?=
+ARGS ?=
+BIN := .venv/bin
+
+# Root must not lose the Ceph tests to a silent skip.
+CEPH := $(if $(filter 0,$(shell id -u)),MODELFS_REQUIRE_CEPH=1)
+
+export PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+.SILENT:
+
+help: ## list the targets
+	awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## show everything, in a throw-away folder
+	tools/setup demo
+	$(BIN)/modelfs demo
+
+test: ## run every test (as root, those against Ceph too)
+	tools/setup test
+	echo "test: pytest $(ARGS)"
+	$(CEPH) $(BIN)/pytest $(ARGS)
+
+lint: ## check style, types and the order of imports
+	tools/setup lint
+	echo "lint: ruff check"
+	$(BIN)/ruff check --quiet .
+	echo "lint: ruff format --check"
+	$(BIN)/ruff format --quiet --check .
+	echo "lint: mypy"
+	$(BIN)/mypy --no-error-summary
+	echo "lint: lint-imports"
+	$(BIN)/lint-imports --no-logo
+
+format: ## let ruff format the code
+	tools/setup lint
+	echo "format: ruff"
+	$(BIN)/ruff check --quiet --fix --select I .
+	$(BIN)/ruff format --quiet .
+
+clean: ## remove what these targets made
+	echo "clean: .venv, caches, build results"
+	rm -rf .venv build dist *.egg-info .hypothesis .*_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,434 @@
+"""The configuration: read from one TOML file, validated once, frozen afterwards.
+
+A field's description says what may stand there; it is what an error shows as expected.
+Names in the file are those of the documentation; in Python they carry their unit.
+"""
+
+import difflib
+import json
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+)
+
+from modelfs import units
+from modelfs.errors import ConfigError, InvalidName
+from modelfs.names import is_plain_name, relative_path
+from modelfs.units import GIB, KIB, MIB
+
+DEFAULT_FILE = Path("/etc/modelfs/modelfs.toml")
+DEFAULT_STORES = Path("/var/lib/modelfs")
+DEFAULT_LOCAL_ONLY = (".ipynb_checkpoints", ".~*", "*.swp", ".nfs*")
+
+UPLOAD_PART_MIN_BYTES = 5 * MIB  # S3 refuses smaller parts, but for the last
+ID_MAX = (1 << 32) - 2  # the kernel keeps 2**32 - 1 for "no id"
+
+_BUCKET = r"^[A-Za-z0-9._-]{3,255}$"
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+_TOML_PLACE = re.compile(r"(?P<what>.*) \(at (?:line (?P<line>\d+), column \d+|end of document)\)")
+
+_NAME_WORDS = "a name of 1 to 100 of A-Z a-z 0-9 . _ + - with no dot, + or - first"
+_TABLE_WORDS = "a table"
+
+
+def _mode(value: object, info: ValidationInfo) -> int:
+    """Read an octal string; a number only from Python: 770 in a file would not mean 0o770."""
+    if isinstance(value, int) and info.context is not None:
+        raise ValueError
+    return units.mode(value)
+
+
+def _absolute(path: Path) -> Path:
+    if not path.is_absolute() or "\0" in str(path):
+        raise ValueError
+    return Path(os.path.normpath(path))
+
+
+def _url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+        raise ValueError
+    if "@" in parts.netloc or parts.query or parts.fragment or re.search(r"\s", value):
+        raise ValueError
+    return value.rstrip("/")
+
+
+def _prefix(value: str) -> str:
+    try:
+        relative_path(value, "")
+    except InvalidName:
+        raise ValueError from None
+    return value if value.endswith("/") or not value else value + "/"
+
+
+def _plain_name(value: str) -> str:
+    if not is_plain_name(value):
+        raise ValueError
+    return value
+
+
+def _pattern(value: str) -> str:
+    if not value or "/" in value:
+        raise ValueError
+    return value
+
+
+Bytes = Annotated[int, BeforeValidator(units.size)]
+Seconds = Annotated[float, BeforeValidator(units.seconds)]
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+PlainName = Annotated[str, AfterValidator(_plain_name)]
+Pattern = Annotated[str, AfterValidator(_pattern)]
+Words = Annotated[str, Field(min_length=1)]
+
+
+class _Table(BaseModel):
+    """A table of the file: frozen, no unknown keys, no infinities."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_by_name=True, allow_inf_nan=False
+    )
+
+
+class CacheConfig(_Table):
+    """How much of the disk this node's cache may take."""
+
+    max_size: Bytes = Field(
+        default=50 * GIB, ge=0, description="a size like '500GiB', or a number of bytes"
+    )
+    min_free: Annotated[int | str, BeforeValidator(units.size_or_percentage)] = Field(
+        default="5%",
+        description="a share of the disk like '5%' (under 100%), or a size like '20GiB'",
+    )
+
+    def min_free_bytes(self, total_bytes: int) -> int:
+        """Return how much of a disk of `total_bytes` the cache leaves free."""
+        if isinstance(self.min_free, int):
+            return self.min_free
+        return int(total_bytes * units.share(self.min_free))
+
+
+class NamespaceConfig(_Table):
+    """Who owns a namespace's folders, in the mount and in the store; None: the daemon's."""
+
+    uid: int | None = Field(
+        default=None, strict=True, ge=0, le=ID_MAX, description="a numeric user id like 1000"
+    )
+    gid: int | None = Field(
+        default=None, strict=True, ge=0, le=ID_MAX, description="a numeric group id like 2001"
+    )
+    mode: Annotated[int, BeforeValidator(_mode)] = Field(
+        default=0o755, description="octal digits in quotes like '0770'"
+    )
+
+
+class RegistryConfig(_Table):
+    """One registry: where it is, where it is mounted, where its versions are kept."""
+
+    name: PlainName = Field(description=_NAME_WORDS)
+    endpoint: Annotated[str, AfterValidator(_url)] = Field(
+        description="a URL like 'https://rgw.cluster.local:8443', with no user name in it"
+    )
+    bucket: str = Field(
+        pattern=_BUCKET, description="a bucket's name: 3 to 255 of A-Z a-z 0-9 . _ -"
+    )
+    prefix: Annotated[str, AfterValidator(_prefix)] = Field(
+        default="models/",
+        description="the part before NAMESPACE/MODEL in the keys, like 'models/', or ''; "
+        "with no / first, no empty, . or .. component",
+    )
+    region: Words = Field(default="us-east-1", description="a region's name like 'us-east-1'")
+    credentials: AbsolutePath | None = Field(
+        default=None, description="the absolute path of a file in AWS credentials format"
+    )
+    ca_bundle: AbsolutePath | None = Field(
+        default=None, description="the absolute path of a file of PEM certificates"
+    )
+    addressing: Literal["path", "virtual", "auto"] = Field(
+        default="path", description="'path', 'virtual' or 'auto'"
+    )
+    mountpoint: AbsolutePath | None = Field(
+        default=None, description="the absolute path of a folder"
+    )
+    store: AbsolutePath = Field(
+        default_factory=lambda valid: DEFAULT_STORES / valid["name"],
+        description="the absolute path of a folder",
+    )
+    store_filesystem: tuple[Words, ...] = Field(
+        default=(),
+        description="a list of file system types as in /proc/mounts, like "
+        "['ceph', 'fuse.ceph-fuse']",
+    )
+    upload_role: str | None = Field(
+        default=None,
+        pattern=r"^arn:\S+$",
+        description="a role's ARN like 'arn:aws:iam:::role/modelfs-upload'",
+    )
+    read_only: bool = Field(default=False, strict=True, description="true or false")
+    native_versions: bool = Field(default=True, strict=True, description="true or false")
+    metadata_ttl_s: Seconds = Field(
+        default=5.0,
+        validation_alias="metadata_ttl",
+        ge=0,
+        le=86400,
+        description="a time like '5s' or '500ms', up to '24h', or a number of seconds",
+    )
+    timeout_s: Seconds = Field(
+        default=30.0,
+        validation_alias="timeout",
+        ge=0.1,
+        le=3600,
+        description="a time from '100ms' to '1h', or a number of seconds",
+    )
+    drain_timeout_s: Seconds = Field(
+        default=60.0,
+        validation_alias="drain_timeout",
+        ge=0,
+        le=86400,
+        description="a time like '60s', up to '24h', or a number of seconds",
+    )
+    part_size: Bytes = Field(
+        default=8 * MIB,
+        ge=64 * KIB,
+        le=GIB,
+        description="a size from '64KiB' to '1GiB', or a number of bytes",
+    )
+    parallel_requests: int = Field(
+        default=16, strict=True, ge=1, le=128, description="a number from 1 to 128"
+    )
+    local_only: tuple[Pattern, ...] = Field(
+        default=DEFAULT_LOCAL_ONLY,
+        description="a list of patterns for names, like ['*.swp', '.~*'], with no / in them",
+    )
+    staged_max: Bytes | None = Field(
+        default=None, ge=1, description="a size like '200GiB', or a number of bytes"
+    )
+    cache: CacheConfig = Field(default_factory=CacheConfig, description=_TABLE_WORDS)
+    namespaces: dict[PlainName, NamespaceConfig] = Field(
+        default_factory=dict, description=_NAME_WORDS
+    )
+
+    @property
+    def upload_part_size(self) -> int:
+        """Bytes of an upload's part: `part_size`, and never less than S3 takes."""
+        return max(UPLOAD_PART_MIN_BYTES, self.part_size)
+
+    def namespace_of(self, name: str) -> NamespaceConfig:
+        """Return what the file says of namespace `name`, or the defaults."""
+        return self.namespaces.get(name, _NAMESPACE_DEFAULTS)
+
+
+_NAMESPACE_DEFAULTS = NamespaceConfig()
+
+
+class Config(_Table):
+    """The whole file."""
+
+    registries: dict[str, RegistryConfig] = Field(
+        min_length=1, description="at least one table [registries.NAME]"
+    )
+    _file: Path | None = PrivateAttr(default=None)
+
+    def registry(self, name: str) -> RegistryConfig:
+        """Return the registry called `name`, or raise ConfigError with the names there are."""
+        try:
+            return self.registries[name]
+        except KeyError:
+            place = f"{self._file}: " if self._file else ""
+            known = ", ".join(sorted(self.registries))
+            raise ConfigError(
+                f"{place}there is no registry {name!r}{_suggestion(name, self.registries)}"
+                f" (known: {known})"
+            ) from None
+
+
+def load(path: Path | None = None) -> Config:
+    """Read `path`, or the file of MODELFS_CONFIG, or /etc/modelfs/modelfs.toml.
+
+    Raises ConfigError: one line for each problem of the file.
+    """
+    if path is None:
+        path = Path(os.environ.get("MODELFS_CONFIG") or DEFAULT_FILE)
+    document = _parse(path, _read(path))
+    problems = list(_named(document))
+    try:
+        config = Config.model_validate(
+            document, by_alias=True, by_name=False, context={"file": path}
+        )
+    except ValidationError as error:
+        problems += _problems(error, document)
+    problems += _overlaps(document)
+    if problems:
+        raise ConfigError("\n".join(f"{path}: {line}" for line in dict.fromkeys(problems)))
+    config._file = path
+    return config
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode()
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path}: there is no such file; make it with the three lines [registries.hub], "
+            'endpoint = "https://HOST" and bucket = "NAME", or name another file with '
+            "--config or MODELFS_CONFIG"
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); make it a file that this user may "
+            "read, or name another file with --config or MODELFS_CONFIG"
+        ) from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}: line {line}: not UTF-8, as TOML must be") from None
+
+
+def _parse(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except ValueError as error:  # TOMLDecodeError, or int() on thousands of digits
+        what, line = str(error), text.count("\n") + 1
+        if match := _TOML_PLACE.fullmatch(what):
+            what, line = match["what"], int(match["line"] or line)
+        raise ConfigError(f"{path}: line {line}: not TOML: {what}") from None
+
+
+def _named(document: dict[str, Any]) -> Iterator[str]:
+    """Write each registry's name into its table; yield a problem where a `name` is there."""
+    for name, table in _registry_tables(document):
+        if "name" in table:
+            yield _unknown(("registries", name, "name"))
+        table["name"] = name
+
+
+def _registry_tables(document: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    registries = document.get("registries")
+    if not isinstance(registries, dict):
+        return []
+    return [(name, table) for name, table in registries.items() if isinstance(table, dict)]
+
+
+def _overlaps(document: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a problem for each two mount points or stores of which one lies in the other."""
+    places = [
+        (_dotted(("registries", name, key)), Path(os.path.normpath(place)))
+        for name, table in _registry_tables(document)
+        for key, default in (("mountpoint", None), ("store", str(DEFAULT_STORES / name)))
+        if isinstance(place := table.get(key, default), str) and place.startswith("/")
+    ]
+    for (one, its), (other, others) in combinations(places, 2):
+        if its.is_relative_to(others) or others.is_relative_to(its):
+            yield f"{other}: found '{others}'; expected a folder apart from {one}, '{its}'"
+
+
+def _problems(error: ValidationError, document: Mapping[str, Any]) -> Iterator[str]:
+    for problem in error.errors(include_url=False, include_context=False, include_input=False):
+        loc, kind = problem["loc"], problem["type"]
+        if kind == "extra_forbidden":
+            yield _unknown(loc)
+        elif kind != "default_factory_not_called":  # the store's default, where the name is bad
+            found = "nothing" if kind == "missing" else _found(loc, document)
+            yield f"{_dotted(_owner(loc))}: found {found}; expected {_expected(loc)}"
+
+
+def _owner(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """Return the place of a setting; that of a bad name is its table's."""
+    return loc[:-1] if loc[-1] in ("[key]", "name") else loc
+
+
+def _table_of(loc: tuple[int | str, ...]) -> tuple[type[_Table], int | str] | None:
+    """Return the class of the table that holds a setting, and the setting's key."""
+    match loc:
+        case ("registries", _, "cache", key, *_):
+            return CacheConfig, key
+        case ("registries", _, "namespaces", _, "[key]"):
+            return RegistryConfig, "namespaces"
+        case ("registries", _, "namespaces", _, key, *_):
+            return NamespaceConfig, key
+        case ("registries", _, "namespaces") | ("registries", _, "namespaces", _):
+            return None
+        case ("registries", _, key, *_):
+            return RegistryConfig, key
+        case ("registries", _):
+            return None
+        case (key, *_):
+            return Config, key
+    return None
+
+
+def _keys(table: type[_Table]) -> dict[str, str]:
+    """Return the keys of a table as the file has them, each with what may stand there."""
+    return {
+        str(field.validation_alias or name): field.description or ""
+        for name, field in table.model_fields.items()
+    }
+
+
+def _expected(loc: tuple[int | str, ...]) -> str:
+    held = _table_of(loc)
+    return _keys(held[0])[str(held[1])] if held else _TABLE_WORDS
+
+
+def _unknown(loc: tuple[int | str, ...]) -> str:
+    held = _table_of(loc)
+    known = _keys(held[0]) if held else {}
+    known.pop("name", None)
+    key = str(loc[-1])
+    hint = _suggestion(key, known) or f"; expected one of {', '.join(known)}"
+    return f"{_dotted(loc)}: found an unknown key{hint}"
+
+
+def _suggestion(name: str, known: Mapping[str, object]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _dotted(loc: tuple[int | str, ...]) -> str:
+    """Write a setting's place as the file would: registries.hub.local_only[0]."""
+    text = ""
+    for part in loc:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            text += "." + (part if _BARE_KEY.fullmatch(part) else json.dumps(part))
+    return text.removeprefix(".")
+
+
+def _found(loc: tuple[int | str, ...], document: Mapping[str, Any]) -> str:
+    """Show a value as the file has it, but nothing that could be a secret."""
+    value: Any = document
+    for part in loc:
+        if part == "[key]":
+            return repr(loc[-2])
+        value = value[part]
+    if isinstance(value, dict):
+        return "a table" if value else "an empty table"
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if loc[-1] == "credentials":
+        return "no path"
+    if isinstance(value, str):
+        return repr(re.sub(r"//.*@", "//***@", value, flags=re.DOTALL))
+    return str(value)
+
+
+def example() -> str:
+    """Return a commented file with every setting."""
+    return resources.files("modelfs").joinpath("example.toml").read_text()

@@ -1,0 +1,280 @@
+"""Puts everything together: start and stop order, signals, readiness.
+
+Start: store, cache index, staged files, pending freezes; then the mount; then READY.
+Stop (SIGTERM, SIGINT): waiting uploads are sent, at most `drain_timeout`; then the mount
+is taken away. What could not be sent stays staged and is named in the log.
+"""
+
+import faulthandler
+import fcntl
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pyfuse3
+import trio
+
+from modelfs import __version__
+from modelfs.concurrency import Background, Threads
+from modelfs.config import DEFAULT_STORES, RegistryConfig
+from modelfs.errors import MountError, RegistryError, RegistryUnavailable, StoreError
+from modelfs.mount import mountpoints
+from modelfs.mount.fuse import Operations
+from modelfs.mount.levels import RootFolder
+from modelfs.mount.tree import Services, Tree
+from modelfs.mount.working import WorkFile
+from modelfs.names import Keys
+from modelfs.registry.objects import ObjectId, ObjectStore
+from modelfs.registry.registry import Registry
+from modelfs.registry.s3 import S3Settings, S3Store
+from modelfs.store import versions
+from modelfs.store.cache import Cache
+from modelfs.store.layout import Layout
+from modelfs.store.library import Library
+from modelfs.store.manifest import Provenance
+from modelfs.store.parts import Fetcher
+from modelfs.store.staging import Staging
+from modelfs.store.writeback import Writeback
+
+log = logging.getLogger(__name__)
+
+DISK_THREADS = 16
+WAITING_REQUESTS = 512  # requests of the kernel that may wait for the registry at once
+CACHE_SAVE_LIMIT_S = 10.0
+
+WrapStore = Callable[[ObjectStore], ObjectStore]
+MakeOperations = Callable[[Tree], Operations]
+
+
+def run(
+    config: RegistryConfig,
+    mountpoint: Path,
+    *,
+    options: Sequence[str] = (),
+    ready_fd: int | None = None,
+    wrap_store: WrapStore = lambda store: store,
+    make_operations: MakeOperations = Operations,
+) -> int:
+    """Mount a registry and serve it until it is unmounted or told to end; return 0.
+
+    Writes `ok` to `ready_fd`, and tells systemd, when the mount answers. Raises
+    ModelfsError for what a person has to mend. `wrap_store` and `make_operations` are for
+    tests that inject faults.
+    """
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    if "ro" in options:
+        config = config.model_copy(update={"read_only": True})
+    is_default = config.store == DEFAULT_STORES / config.name
+    mountpoints.check_store(config.store, config.store_filesystem, is_default=is_default)
+    layout = Layout(config.store, socket.gethostname())
+    layout.make()
+    mountpoints.prepare(mountpoint)
+    lock_fd = _lock(layout)
+    try:
+        daemon = _Daemon(config, mountpoint, layout, options, ready_fd)
+        store = wrap_store(S3Store(_s3_settings(config)))
+        trio.run(daemon.main, store, make_operations, strict_exception_groups=False)
+    finally:
+        os.close(lock_fd)
+    return 0
+
+
+def _lock(layout: Layout) -> int:
+    """Hold the node's part of the store; raises StoreError where another daemon does."""
+    fd = os.open(layout.cache / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise StoreError(
+            f"the store {layout.root} is used by another modelfs on this node: "
+            "end it first, or give this registry a store of its own"
+        ) from None
+    return fd
+
+
+def _s3_settings(config: RegistryConfig) -> S3Settings:
+    return S3Settings(
+        endpoint=config.endpoint,
+        bucket=config.bucket,
+        region=config.region,
+        credentials=config.credentials,
+        ca_bundle=config.ca_bundle,
+        addressing=config.addressing,
+        timeout_s=config.timeout_s,
+        connections=3 * config.parallel_requests,
+    )
+
+
+class _Daemon:
+    """One mount, from its start to its end."""
+
+    def __init__(
+        self,
+        config: RegistryConfig,
+        mountpoint: Path,
+        layout: Layout,
+        options: Sequence[str],
+        ready_fd: int | None,
+    ) -> None:
+        self._config = config
+        self._mountpoint = mountpoint
+        self._layout = layout
+        self._options = options
+        self._ready_fd = ready_fd
+        self._tree: Tree | None = None
+
+    async def main(self, store: ObjectStore, make_operations: MakeOperations) -> None:
+        async with trio.open_nursery() as nursery:
+            services = self._build(store, Background(nursery))
+            await self._check_registry(services)
+            await services.cache.load()
+            for staged in await services.staging.load():
+                services.writeback.start(staged)
+            nursery.start_soon(services.registry.watch, name="registry watch")
+            nursery.start_soon(services.library.keep_resuming, name="pending freezes")
+            self._tree = Tree(services, lambda tree: RootFolder(tree, None, ""))
+            await self._serve(services, make_operations(self._tree))
+            await self._end(services)
+            nursery.cancel_scope.cancel()
+
+    def _build(self, store: ObjectStore, background: Background) -> Services:
+        config, layout = self._config, self._layout
+        disk = Threads(DISK_THREADS)
+        registry = Registry(
+            store,
+            Keys(config.prefix),
+            background,
+            metadata_ttl_s=config.metadata_ttl_s,
+            timeout_s=config.timeout_s,
+            parallel_requests=config.parallel_requests,
+        )
+        cache = Cache(
+            layout.cache,
+            disk,
+            background,
+            part_size=config.part_size,
+            max_bytes=config.cache.max_size,
+            min_free=config.cache.min_free_bytes,
+            on_wrong_bytes=self._drop_pages,
+        )
+        staging = Staging(layout.staged, disk)
+        fetcher = Fetcher(registry, background, disk, config.parallel_requests)
+        writeback = Writeback(registry, staging, cache, background, host=layout.host)
+        library = Library(
+            *(layout, registry, staging, cache, fetcher, disk, background),
+            part_size=config.part_size,
+            provenance=Provenance(
+                *(config.name, config.endpoint, config.bucket, config.prefix, layout.host),
+                __version__,
+            ),
+        )
+        return Services(
+            *(config, registry, cache, fetcher, staging, writeback, library, disk),
+            uid=os.getuid(),
+            gid=os.getgid(),
+            started_ns=time.time_ns(),
+            mountpoint=self._mountpoint,
+        )
+
+    async def _check_registry(self, services: Services) -> None:
+        """Go on where the registry is down; refuse what it refuses, if nothing is served else."""
+        try:
+            await services.registry.probe()
+        except RegistryUnavailable as error:
+            log.warning("starting without the registry: %s", error)
+        except RegistryError as error:
+            if not await services.disk.run(versions.namespaces, self._layout):
+                raise
+            log.error("the registry refuses, versions are served all the same: %s", error)
+
+    def _drop_pages(self, object_id: ObjectId) -> None:
+        """Let the kernel forget the pages of an object whose bytes were wrong."""
+        assert self._tree is not None
+        for node in list(self._tree):
+            if isinstance(node, WorkFile) and node.info is not None and node.info.id == object_id:
+                try:
+                    pyfuse3.invalidate_inode(node.inode)
+                except OSError as error:
+                    log.debug("invalidating %s: %s", node.name, error)
+
+    # ------------------------------------------------------------- the mount
+
+    async def _serve(self, services: Services, operations: Operations) -> None:
+        try:
+            pyfuse3.init(operations, str(self._mountpoint), self._fuse_options())
+        except RuntimeError as error:
+            raise MountError(
+                f"{self._mountpoint}: cannot be mounted ({error}); is /dev/fuse there, and "
+                "fusermount3 installed (package fuse3)?"
+            ) from error
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._announce, name="announce")
+                nursery.start_soon(self._obey, services, name="signals")
+                await pyfuse3.main(max_tasks=WAITING_REQUESTS)
+                nursery.cancel_scope.cancel()
+        finally:
+            pyfuse3.close(unmount=True)
+
+    def _fuse_options(self) -> set[str]:
+        options = set(pyfuse3.default_options)
+        options |= {f"fsname=modelfs:{self._config.name}", "subtype=modelfs"}
+        options |= set(self._options)
+        if self._config.read_only:
+            options.add("ro")
+        if os.getuid() == 0:
+            options.add("allow_other")
+        return options
+
+    async def _announce(self) -> None:
+        """Say that the mount is there once it answers, asked by a thread."""
+        await trio.to_thread.run_sync(os.stat, self._mountpoint, abandon_on_cancel=True)
+        await trio.to_thread.run_sync(mountpoints.tune, self._mountpoint)
+        log.info("%s is mounted at %s", self._config.name, self._mountpoint)
+        _notify("READY=1")
+        if self._ready_fd is not None:
+            os.write(self._ready_fd, b"ok\n")
+            os.close(self._ready_fd)
+
+    async def _obey(self, services: Services) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                log.info("%s: ending", signal.Signals(number).name)
+                _notify("STOPPING=1")
+                await self._drain(services)
+                pyfuse3.terminate()
+
+    async def _drain(self, services: Services) -> None:
+        with trio.move_on_after(self._config.drain_timeout_s):
+            await services.writeback.drain()
+        for staged in services.writeback.waiting():
+            log.error(
+                "%s/main/%s is not in the registry yet: it stays staged and is sent at the "
+                "next start (%s)",
+                *(staged.model, staged.name, staged.error or "the time was up"),
+            )
+
+    async def _end(self, services: Services) -> None:
+        """After the unmount: files that were open are closed now, so send what they left."""
+        await self._drain(services)
+        with trio.move_on_after(CACHE_SAVE_LIMIT_S):
+            await services.cache.save_all()
+
+
+def _notify(state: str) -> None:
+    """Tell systemd (sd_notify(3)): a datagram to $NOTIFY_SOCKET."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        try:
+            sender.sendto(state.encode(), address)
+        except OSError as error:
+            log.warning("systemd cannot be told %s: %s", state, error)

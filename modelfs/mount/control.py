@@ -1,0 +1,231 @@
+"""`.modelfs`: hidden folders whose files are made when they are looked at.
+
+Never listed by the folder that they are in, so `cp -r`, `find` and `rm -r` do not meet
+them; a listing of them names what is there.
+"""
+
+import json
+import os
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from modelfs import __version__
+from modelfs.errors import NotFound
+from modelfs.mount.handles import TextHandle
+from modelfs.mount.tree import Attributes, Folder, Maker, Node, Opened, Services, Tree
+from modelfs.names import ModelId, VersionId
+from modelfs.store.layout import free_bytes
+
+Content = Callable[[], Awaitable[bytes]]
+
+README = """modelfs {version}: the registry {name} ({endpoint}, bucket {bucket}) as folders
+
+  NAMESPACE/MODEL/main/     the model in the registry, read and write: close() uploads
+  NAMESPACE/MODEL/v1/       a version: frozen by `mkdir v1`, read-only, complete
+  NAMESPACE/MODEL/latest    the newest version that is ready
+  NAMESPACE/MODEL/ALIAS     made and moved by `ln -sfn v1 ALIAS`
+
+  rmdir NAMESPACE/MODEL/v1                      delete a version, whole
+  getfattr -d NAMESPACE/MODEL/v1                its state, progress, digest, plain folder
+  cat NAMESPACE/MODEL/.modelfs/versions/v1.json its manifest
+  cat .modelfs/status.json                      this mount: registry, cache, uploads, freezes
+
+The store is {store}. The log is where the daemon (pid {pid}) writes it: the journal of
+modelfs@{name}, or standard error.
+"""
+
+
+class ControlFolder(Folder):
+    """A folder of control files."""
+
+    def attributes(self) -> Attributes:
+        return self._attributes(mode=self.owner()[2] & 0o555 | 0o500)
+
+    async def names(self) -> list[str]:
+        raise NotImplementedError  # pragma: no cover
+
+    def make(self, name: str) -> Node:
+        raise NotImplementedError  # pragma: no cover
+
+    async def lookup(self, name: str) -> Node:
+        if name not in await self.names():
+            raise NotFound(f"there is no {name} here")
+        node = self.make(name)
+        await node.refresh()
+        return node
+
+    async def entries(self) -> list[tuple[str, Maker]]:
+        return [(name, partial(self.make, name)) for name in await self.names()]
+
+
+class RootControl(ControlFolder):
+    """`.modelfs` of the root."""
+
+    async def names(self) -> list[str]:
+        return ["README", "status.json"]
+
+    def make(self, name: str) -> Node:
+        return self.child(name, ControlFile, partial(_ROOT_FILES[name], self.services))
+
+
+class ModelControl(ControlFolder):
+    """`.modelfs` of a model."""
+
+    def __init__(self, tree: Tree, parent: Folder, name: str, model: ModelId) -> None:
+        super().__init__(tree, parent, name)
+        self.model = model
+
+    async def names(self) -> list[str]:
+        return ["aliases.jsonl", "versions"]
+
+    def make(self, name: str) -> Node:
+        if name == "versions":
+            return self.child(name, VersionsControl, self.model)
+        return self.child(name, ControlFile, partial(_alias_log, self.services, self.model))
+
+
+class VersionsControl(ControlFolder):
+    """`.modelfs/versions`: the manifests of a model."""
+
+    def __init__(self, tree: Tree, parent: Folder, name: str, model: ModelId) -> None:
+        super().__init__(tree, parent, name)
+        self.model = model
+
+    async def names(self) -> list[str]:
+        shelf = await self.services.library.shelf(self.model)
+        names = [f"{name}.json" for name in shelf.ready | shelf.pending]
+        return sorted([*names, *(f"{name}.sha256" for name in shelf.ready)])
+
+    def make(self, name: str) -> Node:
+        version, _, suffix = name.rpartition(".")
+        content = partial(_manifest, self.services, VersionId(self.model, version), suffix)
+        return self.child(name, ControlFile, content)
+
+
+class ControlFile(Node):
+    """A file that is made when it is looked at, and stays so for whoever opened it."""
+
+    def __init__(self, tree: Tree, parent: Folder, name: str, content: Content) -> None:
+        super().__init__(tree, parent, name)
+        self._make = content
+        self._content = b""
+
+    async def refresh(self) -> None:
+        self._content = await self._make()
+
+    def attributes(self) -> Attributes:
+        return self._attributes(
+            mode=self.owner()[2] & 0o444 | 0o400,
+            size=len(self._content),
+            mtime_ns=time.time_ns(),
+            ttl_s=0.0,
+        )
+
+    async def open(self, *, write: bool, truncate: bool) -> Opened:
+        if write:
+            self.refuse_change()
+        await self.refresh()
+        return Opened(TextHandle(self._content), is_direct=True)
+
+
+async def _readme(services: Services) -> bytes:
+    config = services.config
+    return README.format(
+        version=__version__,
+        name=config.name,
+        endpoint=config.endpoint,
+        bucket=config.bucket,
+        store=config.store,
+        pid=os.getpid(),
+    ).encode()
+
+
+async def _status(services: Services) -> bytes:
+    return (json.dumps(await status(services), indent=2) + "\n").encode()
+
+
+_ROOT_FILES = {"README": _readme, "status.json": _status}
+
+
+async def status(services: Services) -> dict[str, Any]:
+    """Return what status.json shows; no request is made for it."""
+    config, registry = services.config, services.registry
+    free, total = await services.disk.run(free_bytes, config.store)
+    reachability = registry.reachability
+    cache = asdict(services.cache.statistics())
+    return {
+        "registry": config.name,
+        "endpoint": config.endpoint,
+        "bucket": config.bucket,
+        "prefix": config.prefix,
+        "mountpoint": str(services.mountpoint),
+        "pid": os.getpid(),
+        "modelfs": __version__,
+        "started_ns": services.started_ns,
+        "reachable": reachability.reachable,
+        "reachable_since_ns": reachability.since_ns,
+        "reachable_error": reachability.error,
+        "requests": dict(registry.store.requests()),
+        "cache": cache,
+        "store": {"path": str(config.store), "free_bytes": free, "total_bytes": total},
+        "uploads": _uploads(services),
+        "freezes": [
+            {
+                "version": str(freeze.manifest.id),
+                "state": str(freeze.state),
+                "done_bytes": freeze.done_bytes,
+                "total_bytes": freeze.manifest.size,
+                "error": freeze.error,
+            }
+            for freeze in services.library.running()
+        ],
+        "hidden_keys": [
+            {"key": repr(key)[1:-1], "reason": reason}
+            for key, reason in registry.hidden_keys().items()
+        ],
+        "counters": {
+            "fetched_parts": services.fetcher.fetched_parts,
+            "uploaded_files": services.writeback.uploaded_files,
+            "conflicts": services.writeback.conflicts,
+            "bugs": services.bugs,
+        },
+    }
+
+
+def _uploads(services: Services) -> list[dict[str, Any]]:
+    waiting = services.writeback.waiting()
+    found = [
+        {
+            "path": f"{staged.model}/main/{staged.name}",
+            "bytes": staged.size,
+            "state": "waiting" if staged.error else "uploading",
+            "error": staged.error,
+        }
+        for staged in waiting
+    ]
+    for staged in services.staging.aside:
+        found.append(
+            {
+                "path": f"{staged.model}/main/{staged.name}",
+                "bytes": staged.size,
+                "state": "aside",
+                "error": f"not closed before a crash; the bytes are in {staged.path}",
+            }
+        )
+    return found
+
+
+async def _alias_log(services: Services, model: ModelId) -> bytes:
+    path = services.library.layout.alias_log(model)
+    return await services.disk.run(lambda: path.read_bytes() if path.exists() else b"")
+
+
+async def _manifest(services: Services, version: VersionId, suffix: str) -> bytes:
+    view = await services.library.view(version)
+    if suffix == "sha256":
+        return view.manifest.to_checksums()
+    content = json.loads(view.manifest.to_json())
+    return (json.dumps({**content, "state": str(view.state), "error": view.error}) + "\n").encode()

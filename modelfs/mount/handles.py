@@ -1,0 +1,131 @@
+"""Open files."""
+
+from typing import TYPE_CHECKING
+
+from modelfs.errors import ReadOnly, Stale
+from modelfs.store.cache import CachedFile
+from modelfs.store.library import Readable
+from modelfs.store.parts import Urgency
+from modelfs.store.readahead import ReadAhead
+from modelfs.store.staging import Promise, StagedFile
+
+if TYPE_CHECKING:
+    from modelfs.mount.working import WorkFile
+
+
+class WorkHandle:
+    """An open file of main/.
+
+    It reads what is staged of its file where there is such, else `source`: the cached
+    file of the object that it was opened as.
+
+    INVARIANT: a handle with `staged` is counted among the users of that.
+    """
+
+    def __init__(self, node: "WorkFile", is_writer: bool, source: CachedFile | None) -> None:
+        self.node = node
+        self.is_writer = is_writer
+        self.source = source
+        self.staged: StagedFile | None = None
+        self._ahead: ReadAhead | None = None
+
+    def join(self, staged: StagedFile | None) -> None:
+        """Read and write a staged file from now on: every handle of a node does."""
+        if staged is not None and self.staged is None:
+            self.staged = staged
+            staged.users += 1
+
+    async def read(self, offset: int, size: int) -> bytes | bytearray:
+        services = self.node.services
+        staged = self.staged
+        if staged is not None:
+            return await services.staging.read(staged, offset, size)
+        if self.source is None:
+            raise Stale(f"{self.node.name} has changed")
+        data = await services.fetcher.read(self.source, offset, size)
+        if not self.source.is_complete:
+            if self._ahead is None:
+                self._ahead = ReadAhead(self.source.part_size, self.source.info.size)
+            services.fetcher.start(self.source, self._ahead.after(offset, size), Urgency.AHEAD)
+        return data
+
+    async def write(self, offset: int, data: bytes) -> int:
+        if not self.is_writer:
+            raise ReadOnly("opened for reading")
+        staged = self.staged or await self.node.stage()
+        await self.node.services.staging.write(staged, offset, data)
+        return len(data)
+
+    async def flush(self) -> None:
+        """Upload what was written. A file that was only opened with O_TRUNC waits for more.
+
+        The shell closes a duplicate of what it redirects to before anything is written: the
+        object must not be replaced by nothing then.
+        """
+        staged = self.staged
+        if self.is_writer and staged is not None and staged.is_dirty and staged.is_written:
+            await self.node.services.writeback.publish(staged)
+
+    async def fsync(self) -> None:
+        staged = self.staged
+        if staged is not None and staged.is_dirty:
+            await self.node.services.staging.promise(staged, Promise.CLOSED, durable=True)
+
+    async def release(self) -> None:
+        services, node, staged = self.node.services, self.node, self.staged
+        node.handles.discard(self)
+        if self.source is not None:
+            services.cache.close(self.source)
+        if staged is not None:
+            staged.users -= 1
+            if self.is_writer and staged.is_dirty:
+                await services.staging.promise(staged, Promise.CLOSED, durable=False)
+                services.writeback.start(staged)
+            await services.writeback.settle(staged)
+            if not node.is_detached and node.staged is None:
+                node.settled_as(staged.base)
+        node.tree.drop_unused(node)
+
+
+class FrozenHandle:
+    """An open file of a version."""
+
+    def __init__(self, file: Readable) -> None:
+        self._file = file
+
+    async def read(self, offset: int, size: int) -> bytes | bytearray:
+        return await self._file.read(offset, size)
+
+    async def write(self, offset: int, data: bytes) -> int:
+        raise ReadOnly("a version is never changed")
+
+    async def flush(self) -> None:
+        pass
+
+    async def fsync(self) -> None:
+        pass
+
+    async def release(self) -> None:
+        self._file.close()
+
+
+class TextHandle:
+    """An open file of a control directory: its content as it was at open."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    async def read(self, offset: int, size: int) -> bytes | bytearray:
+        return self._content[offset : offset + size]
+
+    async def write(self, offset: int, data: bytes) -> int:
+        raise ReadOnly("control files are read-only")
+
+    async def flush(self) -> None:
+        pass
+
+    async def fsync(self) -> None:
+        pass
+
+    async def release(self) -> None:
+        pass

@@ -1,0 +1,301 @@
+"""The levels above the files: the root, namespaces, models, aliases.
+
+What is here is the union of the registry and the store: a version is found with the
+registry down, without a request, since the store is asked first.
+"""
+
+from functools import partial
+from typing import NoReturn
+
+from modelfs.errors import (
+    AlreadyExists,
+    Busy,
+    CrossDevice,
+    InvalidName,
+    IsAFolder,
+    NoData,
+    NotEmpty,
+    NotFound,
+    NotPermitted,
+    ReadOnly,
+    RegistryUnavailable,
+)
+from modelfs.mount import control
+from modelfs.mount.frozen import VersionFolder
+from modelfs.mount.tree import NAMES_TTL_S, Attributes, Folder, Maker, Node, Tree
+from modelfs.mount.working import WorkFolder
+from modelfs.names import (
+    CONTROL,
+    LATEST,
+    MAIN,
+    RESERVED,
+    ModelId,
+    VersionId,
+    check_alias_name,
+    check_name,
+    check_version_name,
+    is_plain_name,
+    is_version_name,
+)
+
+DESCRIPTIONS = ("description", "source")
+DESCRIPTION_MAX_BYTES = 2048  # S3's limit of all user metadata of an object
+
+
+class Level(Folder):
+    """A folder above the files."""
+
+    def attributes(self) -> Attributes:
+        return self._attributes(mode=0o755 & self.owner()[2] | 0o500)
+
+    def refuse_change(self) -> None:
+        if self.services.config.read_only:
+            raise ReadOnly("this mount is read-only")
+
+    def _refuse(self, name: str) -> NoReturn:
+        self.refuse_change()
+        raise NotPermitted(f"{name}: a plain file belongs in the main/ of a model")
+
+    async def rename(
+        self, name: str, into: Folder, new_name: str, uid: int, *, replace: bool
+    ) -> None:
+        self.refuse_change()
+        raise NotPermitted(f"{name} keeps its name: copy main/ into a new model instead")
+
+
+class RootFolder(Level):
+    """The mount itself: namespaces."""
+
+    def owner(self) -> tuple[int, int, int]:
+        return self.services.uid, self.services.gid, 0o755
+
+    async def lookup(self, name: str) -> Node:
+        if name == CONTROL:
+            return self.child(name, control.RootControl)
+        if is_plain_name(name) and (
+            name in await self.services.library.namespaces()
+            or name in await self.services.registry.namespaces()
+        ):
+            return self.child(name, NamespaceFolder)
+        raise NotFound(f"there is no namespace {name}")
+
+    async def entries(self) -> list[tuple[str, Maker]]:
+        names = await self.services.library.namespaces()
+        try:
+            names |= await self.services.registry.namespaces()
+        except RegistryUnavailable:
+            if not names:
+                raise
+        return [(name, partial(self.child, name, NamespaceFolder)) for name in sorted(names)]
+
+    async def mkdir(self, name: str, uid: int) -> Node:
+        self.refuse_change()
+        await self.services.registry.create_namespace(check_name(name, "namespace"))
+        return self.child(name, NamespaceFolder)
+
+    async def rmdir(self, name: str, uid: int) -> None:
+        self.refuse_change()
+        node = await self.lookup(name)
+        if not isinstance(node, NamespaceFolder):
+            self._refuse(name)
+        if await node.entries():
+            raise NotEmpty(f"the namespace {name} has models")
+        await self.services.registry.remove_namespace(name)
+        self.tree.detach(node)
+
+
+class NamespaceFolder(Level):
+    """A namespace: models."""
+
+    def owner(self) -> tuple[int, int, int]:
+        namespace = self.services.config.namespace_of(self.name)
+        uid = self.services.uid if namespace.uid is None else namespace.uid
+        gid = self.services.gid if namespace.gid is None else namespace.gid
+        return uid, gid, namespace.mode
+
+    def attributes(self) -> Attributes:
+        return self._attributes(mode=self.owner()[2])
+
+    async def _registered(self) -> set[str]:
+        try:
+            return await self.services.registry.models(self.name)
+        except NotFound:
+            return set()
+
+    async def lookup(self, name: str) -> Node:
+        if is_plain_name(name) and (
+            name in await self.services.library.models(self.name)
+            or name in await self._registered()
+        ):
+            return self.child(name, ModelFolder)
+        raise NotFound(f"there is no model {self.name}/{name}")
+
+    async def entries(self) -> list[tuple[str, Maker]]:
+        names = await self.services.library.models(self.name)
+        try:
+            names |= await self._registered()
+        except RegistryUnavailable:
+            if not names:
+                raise
+        return [(name, partial(self.child, name, ModelFolder)) for name in sorted(names)]
+
+    async def mkdir(self, name: str, uid: int) -> Node:
+        self.refuse_change()
+        model = ModelId(self.name, check_name(name, "model"))
+        if name in await self.services.library.models(self.name):
+            raise AlreadyExists(f"the model {model} exists")
+        await self.services.registry.create_model(model, {})
+        return self.child(name, ModelFolder)
+
+    async def rmdir(self, name: str, uid: int) -> None:
+        self.refuse_change()
+        node = await self.lookup(name)
+        assert isinstance(node, ModelFolder)
+        if not (await self.services.library.shelf(node.model)).is_empty:
+            raise NotEmpty(f"the model {node.model} has versions or aliases")
+        if await WorkFolder(self.tree, node, MAIN, node.model).entries():
+            raise NotEmpty(f"{node.model}/main is not empty")
+        await self.services.registry.remove_model(node.model)
+        self.tree.detach(node)
+
+
+class ModelFolder(Level):
+    """A model: `main/`, versions, aliases, the hidden control directory."""
+
+    @property
+    def model(self) -> ModelId:
+        assert self.parent is not None
+        return ModelId(self.parent.name, self.name)
+
+    def attributes(self) -> Attributes:
+        return self._attributes(mode=self.owner()[2])
+
+    async def lookup(self, name: str) -> Node:
+        if name == MAIN:
+            return self.child(name, WorkFolder, self.model)
+        if name == CONTROL:
+            return self.child(name, control.ModelControl, self.model)
+        shelf = await self.services.library.shelf(self.model)
+        if name in shelf.aliases:
+            return self.child(name, AliasLink)
+        if name in shelf.ready or name in shelf.pending:
+            version = VersionId(self.model, name)
+            view = await self.services.library.view(version)
+            return self.child(name, VersionFolder, version, "", view)
+        raise NotFound(f"{self.model} has no {name}")
+
+    async def entries(self) -> list[tuple[str, Maker]]:
+        shelf = await self.services.library.shelf(self.model)
+        found: list[tuple[str, Maker]] = [
+            (MAIN, partial(self.child, MAIN, WorkFolder, self.model)),
+            *((alias, partial(self.child, alias, AliasLink)) for alias in shelf.aliases),
+        ]
+        for name in shelf.ready | shelf.pending:
+            version = VersionId(self.model, name)
+            try:
+                view = await self.services.library.view(version)
+            except NotFound:
+                continue
+            found.append((name, partial(self.child, name, VersionFolder, version, "", view)))
+        return sorted(found, key=lambda item: item[0])
+
+    async def mkdir(self, name: str, uid: int) -> Node:
+        """Freeze the model; see DESIGN 6 for the order of the checks."""
+        self.refuse_change()
+        if name in RESERVED:
+            raise AlreadyExists(f"{name} is reserved")
+        version = VersionId(self.model, check_version_name(name))
+        await self.services.library.freeze(version, uid)
+        view = await self.services.library.view(version)
+        return self.child(name, VersionFolder, version, "", view)
+
+    async def rmdir(self, name: str, uid: int) -> None:
+        self.refuse_change()
+        node = await self.lookup(name)
+        if isinstance(node, VersionFolder):
+            await self.services.library.remove(node.version)
+        elif isinstance(node, WorkFolder):
+            if await node.entries():
+                raise NotEmpty(f"{self.model}/main is not empty")
+        else:
+            self._refuse(name)
+        self.tree.detach(node)
+
+    async def symlink(self, name: str, target: str, uid: int) -> Node:
+        self.refuse_change()
+        if name in RESERVED:
+            raise AlreadyExists(f"{name} is kept by modelfs")
+        await self.services.library.make_alias(self.model, check_alias_name(name), target, uid)
+        return self.child(name, AliasLink)
+
+    async def unlink(self, name: str, uid: int) -> None:
+        self.refuse_change()
+        node = await self.lookup(name)
+        if not isinstance(node, AliasLink):
+            raise IsAFolder(f"{name} is a folder")
+        if name == LATEST:
+            raise Busy("latest is kept by modelfs: it points at the newest ready version")
+        await self.services.library.remove_alias(self.model, name, uid)
+        self.tree.detach(node)
+
+    async def rename(
+        self, name: str, into: Folder, new_name: str, uid: int, *, replace: bool
+    ) -> None:
+        self.refuse_change()
+        node = await self.lookup(name)
+        if isinstance(node, VersionFolder):
+            raise ReadOnly("a version keeps its name")
+        if not isinstance(node, AliasLink) or name == LATEST:
+            raise NotPermitted(f"{name} keeps its name")
+        if into is not self:
+            raise CrossDevice("an alias stays with its model")
+        if new_name in RESERVED or is_version_name(new_name):
+            raise InvalidName(f"{new_name!r} cannot be an alias")
+        if not replace and new_name in (await self.services.library.shelf(self.model)).aliases:
+            raise AlreadyExists(f"the alias {new_name} exists")
+        await self.services.library.rename_alias(self.model, name, new_name, uid)
+        self.tree.move(node, self, new_name)
+
+    # ----------------------------------------------------------- attributes
+
+    async def xattrs(self) -> dict[str, str]:
+        found = await self.services.registry.description(self.model)
+        return {name: found[name] for name in DESCRIPTIONS if name in found}
+
+    async def xattr(self, name: str) -> str:
+        if name not in DESCRIPTIONS:
+            raise NoData(f"no attribute {name}")
+        return await super().xattr(name)
+
+    async def set_xattr(self, name: str, value: str) -> None:
+        self.refuse_change()
+        if name not in DESCRIPTIONS:
+            raise NotPermitted(f"of a model, only {' and '.join(DESCRIPTIONS)} can be set")
+        if len(value.encode()) > DESCRIPTION_MAX_BYTES:
+            raise InvalidName(f"the most is {DESCRIPTION_MAX_BYTES} bytes")
+        found = await self.services.registry.description(self.model)
+        await self.services.registry.describe(self.model, {**found, name: value})
+
+
+class AliasLink(Node):
+    """An alias of a model, `latest` among them: a symlink to a version."""
+
+    kind = 0o120000  # stat.S_IFLNK
+
+    def __init__(self, tree: Tree, parent: Folder, name: str) -> None:
+        super().__init__(tree, parent, name)
+        self._target = ""
+
+    async def readlink(self) -> str:
+        assert isinstance(self.parent, ModelFolder)
+        shelf = await self.services.library.shelf(self.parent.model)
+        if self.name not in shelf.aliases:
+            raise NotFound(f"there is no alias {self.name}")
+        return shelf.aliases[self.name]
+
+    async def refresh(self) -> None:
+        if not self.is_detached:
+            self._target = await self.readlink()
+
+    def attributes(self) -> Attributes:
+        return self._attributes(mode=0o777, size=len(self._target), ttl_s=NAMES_TTL_S)

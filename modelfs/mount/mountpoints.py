@@ -1,0 +1,145 @@
+"""Where a mount may be made, and what lies under the store: read from /proc/self/mountinfo."""
+
+import errno
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelfs.errors import MountError, StoreError
+
+FILESYSTEM = "fuse.modelfs"
+PROBE_LIMIT_S = 5.0
+READ_AHEAD_KIB = 1024  # with 1 MiB requests pyfuse3 reads twice as fast as with 128 KiB
+
+_MOUNTINFO = Path("/proc/self/mountinfo")
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
+
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    """A line of /proc/self/mountinfo."""
+
+    device: str
+    path: Path
+    filesystem: str
+    source: str
+
+
+def mounted() -> list[Mounted]:
+    """Return what is mounted, in its order: a later one covers an earlier one."""
+    found = []
+    for line in _MOUNTINFO.read_text().splitlines():
+        left, _, right = line.partition(" - ")
+        fields, kind = left.split(), right.split()
+        path = _OCTAL.sub(lambda match: chr(int(match[1], 8)), fields[4])
+        found.append(Mounted(fields[2], Path(path), kind[0], kind[1]))
+    return found
+
+
+def at(path: Path) -> Mounted | None:
+    """Return what is mounted exactly at `path`."""
+    return next((m for m in reversed(mounted()) if m.path == path), None)
+
+
+def under(path: Path) -> Mounted:
+    """Return the mount that `path` lies on."""
+    candidates = [m for m in mounted() if path == m.path or m.path in path.parents]
+    return max(reversed(candidates), key=lambda m: len(m.path.parts))
+
+
+def prepare(mountpoint: Path) -> None:
+    """See that `mountpoint` is an empty folder; a dead mount of ours is taken away.
+
+    Raises MountError: one line with what to do.
+    """
+    found = at(mountpoint)
+    if found is not None:
+        if found.filesystem != FILESYSTEM:
+            raise MountError(
+                f"{mountpoint}: a {found.filesystem} file system ({found.source}) is mounted "
+                "there; choose another folder, or unmount it"
+            )
+        if not _is_dead(mountpoint):
+            raise MountError(
+                f"{mountpoint}: {found.source} is mounted there already; "
+                f"end it first: modelfs umount {mountpoint}"
+            )
+        unmount_lazily(mountpoint)
+    try:
+        names = os.listdir(mountpoint)
+    except OSError as error:
+        hint = f": make it with mkdir -p {mountpoint}" if error.errno == errno.ENOENT else ""
+        raise MountError(f"{mountpoint}: {os.strerror(error.errno or 0)}{hint}") from None
+    if names:
+        raise MountError(
+            f"{mountpoint} is not empty (it has {names[0]!r}): choose an empty folder, "
+            "so that nothing is hidden by the mount"
+        )
+
+
+def _is_dead(mountpoint: Path) -> bool:
+    """Ask in another process, within a limit: the answer of a mount that hangs is no."""
+    try:
+        done = subprocess.run(
+            ["stat", "-c", "", str(mountpoint)],
+            capture_output=True,
+            timeout=PROBE_LIMIT_S,
+            env={**os.environ, "LC_ALL": "C"},
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return os.strerror(errno.ENOTCONN).encode() in done.stderr
+
+
+def unmount_lazily(mountpoint: Path) -> None:
+    """Take a mount away whoever uses it; raises MountError."""
+    done = subprocess.run(
+        ["fusermount3", "-u", "-z", str(mountpoint)],
+        capture_output=True,
+        text=True,
+        timeout=PROBE_LIMIT_S,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise MountError(
+            f"{mountpoint}: a dead mount is there and cannot be taken away "
+            f"({done.stderr.strip()}): try umount -l {mountpoint} as root"
+        )
+
+
+def check_store(store: Path, filesystems: tuple[str, ...], *, is_default: bool) -> None:
+    """See that the store's disk is there, or raise StoreError: nothing else gets filled."""
+    if filesystems:
+        found = under(_existing(store))
+        if found.filesystem not in filesystems:
+            raise StoreError(
+                f"the store {store} is on {found.filesystem} ({found.path}), not on "
+                f"{' or '.join(filesystems)}: mount that first (store_filesystem)"
+            )
+    if not is_default and not store.parent.is_dir():
+        raise StoreError(
+            f"the store {store} cannot be made: {store.parent} does not exist; mount its disk, "
+            f"or mkdir -p {store.parent}"
+        )
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path.resolve()
+
+
+def tune(mountpoint: Path) -> bool:
+    """Let the kernel ask the mount for larger pieces; True where that could be set (root)."""
+    found = at(mountpoint)
+    if found is None:
+        return False
+    knob = Path(f"/sys/class/bdi/{found.device}/read_ahead_kb")
+    try:
+        knob.write_text(f"{READ_AHEAD_KIB}\n")
+    except OSError:
+        return False
+    return True

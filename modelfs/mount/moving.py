@@ -1,0 +1,201 @@
+"""What `main/` does to the registry's keys: markers, removals, copies inside the registry.
+
+Every order is chosen so that a crash between two requests leaves a file twice, never not
+at all.
+"""
+
+from dataclasses import replace
+
+import trio
+
+from modelfs.errors import ModelfsError, NotFound, Stale
+from modelfs.mount.tree import Services
+from modelfs.names import ModelId
+from modelfs.registry.objects import ObjectInfo, format_mtime
+from modelfs.store.staging import StagedFile
+
+PARALLEL_COPIES = 8
+
+
+async def put_marker(services: Services, model: ModelId, path: str) -> None:
+    """Make the folder's own key; of a model ('') it is the model's marker."""
+    registry = services.registry
+    name = f"{path}/" if path else ""
+    info = await registry.call(registry.store.put_empty, registry.keys.file(model, name), {})
+    registry.note_put(model, name, info)
+
+
+async def delete_marker(services: Services, model: ModelId, path: str) -> None:
+    """Delete a folder's own key; one that has none is as well."""
+    registry = services.registry
+    await registry.call(registry.store.delete, registry.keys.file(model, f"{path}/"))
+    registry.note_removed(model, f"{path}/")
+
+
+async def delete_file(services: Services, model: ModelId, path: str) -> None:
+    """Delete a file's object, then what is staged of it."""
+    registry = services.registry
+    staged = services.staging.get(model, path)
+    if staged is None:
+        await _delete_object(services, model, path)
+        return
+    async with staged.lock:  # an upload that is under way must not bring the object back
+        if staged.base is not None or registry.known_file(model, path) is not None:
+            await _delete_object(services, model, path)
+        await services.staging.discard(staged)
+
+
+async def _delete_object(services: Services, model: ModelId, path: str) -> None:
+    registry = services.registry
+    info = registry.known_file(model, path)
+    await registry.call(registry.store.delete, registry.keys.file(model, path))
+    registry.note_removed(model, path)
+    if info is not None:
+        services.cache.forget(info.id)
+
+
+async def _copy(services: Services, source: ObjectInfo, key: str) -> ObjectInfo:
+    """Copy an object with its metadata; its time stays what it was, recorded or not."""
+    registry = services.registry
+    found = await registry.call(registry.store.head, source.id.key)
+    metadata = dict(found.metadata or {})
+    metadata.setdefault("mtime", format_mtime(found.modified_ns))
+    copied = await registry.call_upload(registry.store.copy, found, key, metadata)
+    mtime_ns = found.modified_ns if found.mtime_ns is None else found.mtime_ns
+    copied = replace(copied, mtime_ns=mtime_ns)
+    if found.id == source.id:
+        services.cache.rename(source.id, copied)
+    return copied
+
+
+async def touch(
+    services: Services, model: ModelId, path: str, info: ObjectInfo, mtime_ns: int
+) -> ObjectInfo:
+    """Record another mtime of a clean file: a copy onto itself. Raises Stale."""
+    registry = services.registry
+    found = await registry.call(registry.store.head, info.id.key)
+    if found.id != info.id:
+        raise Stale(f"{path} has changed in the registry")
+    metadata = {**(found.metadata or {}), "mtime": format_mtime(mtime_ns)}
+    copied = await registry.call_upload(registry.store.copy, found, info.id.key, metadata)
+    copied = replace(copied, mtime_ns=mtime_ns)
+    services.cache.rename(info.id, copied)
+    services.cache.learn(copied)
+    registry.note_put(model, path, copied)
+    return copied
+
+
+async def move_file(
+    services: Services, model: ModelId, path: str, to_model: ModelId, to_path: str
+) -> None:
+    """Rename a file: copy its object, delete the old one, move what is staged of it."""
+    staged = services.staging.get(model, path)
+    if staged is None:
+        await _move_object(services, model, path, to_model, to_path)
+        await _discard_target(services, to_model, to_path)
+        return
+    async with staged.lock:
+        copied: ObjectInfo | None
+        if staged.base is not None:
+            copied = await _move_object(services, model, path, to_model, to_path)
+        else:
+            copied = services.registry.known_file(to_model, to_path)
+        await _discard_target(services, to_model, to_path)
+        await _move_staged(services, staged, to_model, to_path, copied)
+
+
+async def _discard_target(services: Services, model: ModelId, path: str) -> None:
+    target = services.staging.get(model, path)
+    if target is not None:
+        async with target.lock:
+            await services.staging.discard(target)
+
+
+async def _move_staged(
+    services: Services,
+    staged: StagedFile,
+    model: ModelId,
+    path: str,
+    base: ObjectInfo | None,
+) -> None:
+    staged.base, staged.base_etag = base, base.id.etag if base else None
+    services.staging.move(staged, model, path)
+    await services.staging.promise(staged, staged.promise, durable=False)
+
+
+async def _move_object(
+    services: Services, model: ModelId, path: str, to_model: ModelId, to_path: str
+) -> ObjectInfo:
+    registry = services.registry
+    info = registry.known_file(model, path)
+    if info is None:
+        raise NotFound(f"{path} is gone from {model}")
+    copied = await _copy(services, info, registry.keys.file(to_model, to_path))
+    registry.note_put(to_model, to_path, copied)
+    await registry.call(registry.store.delete, info.id.key)
+    registry.note_removed(model, path)
+    return copied
+
+
+async def move_folder(
+    services: Services, model: ModelId, path: str, to_model: ModelId, to_path: str
+) -> None:
+    """Rename a folder: copy every object below it, then delete the old ones.
+
+    A crash leaves the old folder whole beside copies; what fails is raised, and the old
+    folder is whole then, too.
+    """
+    registry = services.registry
+    old, new = registry.keys.file(model, f"{path}/"), registry.keys.file(to_model, f"{to_path}/")
+    objects = await registry.list_below(old)
+    copies: dict[str, ObjectInfo] = {}
+    errors: list[ModelfsError] = []
+    limiter = trio.CapacityLimiter(PARALLEL_COPIES)
+
+    async def copy(info: ObjectInfo) -> None:
+        async with limiter:
+            try:
+                relative = info.id.key.removeprefix(old)
+                copies[relative] = await _copy(services, info, new + relative)
+            except ModelfsError as error:
+                errors.append(error)
+                nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for info in objects:
+            nursery.start_soon(copy, info)
+    if errors:
+        raise errors[0]
+    if not copies:
+        await put_marker(services, to_model, to_path)
+    for relative, copied in copies.items():
+        registry.note_put(to_model, f"{to_path}/{relative}", copied)
+    await _move_all_staged(services, model, path, to_model, to_path, copies)
+    await _delete_moved(services, [info.id.key for info in objects])
+    for relative in copies:
+        registry.note_removed(model, f"{path}/{relative}")
+    registry.note_removed(model, f"{path}/")
+
+
+async def _delete_moved(services: Services, keys: list[str]) -> None:
+    failed = await services.registry.delete_many(keys)
+    if failed:
+        key, reason = next(iter(failed.items()))
+        raise ModelfsError(f"{len(failed)} old keys stay after a rename, as {key}: {reason}")
+
+
+async def _move_all_staged(
+    services: Services,
+    model: ModelId,
+    path: str,
+    to_model: ModelId,
+    to_path: str,
+    copies: dict[str, ObjectInfo],
+) -> None:
+    for staged in services.staging.below(model, path):
+        async with staged.lock:
+            if not staged.is_discarded and not staged.is_settling:
+                relative = staged.name.removeprefix(f"{path}/")
+                await _move_staged(
+                    services, staged, to_model, f"{to_path}/{relative}", copies.get(relative)
+                )

@@ -1,0 +1,101 @@
+"""Bytes between a file and a connection: bounded memory, no file position, exact lengths. Pure.
+
+Whoever sends or receives gives a file descriptor that several threads may use at once:
+everything here is pread and pwrite.
+"""
+
+import errno
+import hashlib
+import io
+import os
+from typing import Protocol
+
+from modelfs.errors import NoSpace, StoreError
+from modelfs.registry.objects import Progress
+
+HASH_BLOCK = 1 << 20
+RECEIVE_BLOCK = 256 << 10
+
+
+def _pread(fd: int, size: int, offset: int) -> bytes:
+    try:
+        data = os.pread(fd, size, offset)
+    except OSError as error:
+        raise StoreError(f"a staged file cannot be read: {error.strerror}") from error
+    if not data:
+        raise StoreError("a staged file became shorter while it was uploaded")
+    return data
+
+
+def md5_of(fd: int, offset: int, length: int) -> bytes:
+    """Return the MD5 digest of bytes [offset, offset + length) of `fd`; raises StoreError."""
+    md5 = hashlib.md5(usedforsecurity=False)
+    end = offset + length
+    while offset < end:
+        data = _pread(fd, min(HASH_BLOCK, end - offset), offset)
+        md5.update(data)
+        offset += len(data)
+    return md5.digest()
+
+
+class FileBody:
+    """Bytes [offset, offset + length) of `fd` as a seekable file of their own, for sending."""
+
+    def __init__(self, fd: int, offset: int, length: int, progress: Progress) -> None:
+        self._fd = fd
+        self._offset = offset
+        self._length = length
+        self._progress = progress
+        self._position = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._length}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Return the next bytes, b"" at the end; raises StoreError where the file lacks them."""
+        left = self._length - self._position
+        wanted = left if size is None or size < 0 else min(left, size)
+        if wanted <= 0:
+            return b""
+        data = _pread(self._fd, wanted, self._offset + self._position)
+        self._position += len(data)
+        self._progress(len(data))
+        return data
+
+
+class Readable(Protocol):
+    """A body that is being received; `read` returns b"" at its end."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+def receive(body: Readable, length: int, fd: int, at: int, progress: Progress) -> int:
+    """Write up to `length` bytes of `body` into `fd` at `at`; return how many there were.
+
+    Raises NoSpace where the disk is full, StoreError where it fails otherwise.
+    """
+    done = 0
+    while done < length and (data := body.read(min(RECEIVE_BLOCK, length - done))):
+        _pwrite(fd, memoryview(data), at + done)
+        done += len(data)
+        progress(len(data))
+    return done
+
+
+def _pwrite(fd: int, data: memoryview, at: int) -> None:
+    while data:
+        try:
+            count = os.pwrite(fd, data, at)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise NoSpace("the store's disk is full") from error
+            raise StoreError(f"the store's disk fails: {error.strerror}") from error
+        data, at = data[count:], at + count

@@ -1,0 +1,72 @@
+"""A credentials file in AWS format: a section [default] with a key pair, read anew when it changes.
+
+Its content never appears in a message.
+"""
+
+import configparser
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from modelfs.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPair:
+    """What signs a request; `token` belongs to temporary credentials."""
+
+    access_key: str
+    secret_key: str = field(repr=False)
+    token: str | None = field(default=None, repr=False)
+
+
+class CredentialsFile:
+    """The key pair of a file; a change of the file is seen at the next request.
+
+    INVARIANT: `_pair` is what the file of `_stamp` says. Threads that race here read the
+    file twice and write the same.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: tuple[tuple[int, ...], KeyPair] | None = None
+
+    def current(self) -> KeyPair:
+        """Return the key pair; raises ConfigError naming the file."""
+        try:
+            with open(self._path, encoding="utf-8") as file:
+                stat = os.fstat(file.fileno())
+                stamp = (stat.st_mtime_ns, stat.st_ino, stat.st_dev, stat.st_size)
+                if self._known and self._known[0] == stamp:
+                    return self._known[1]
+                text = file.read()
+        except OSError as error:
+            raise ConfigError(f"{self._path}: cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise ConfigError(f"{self._path}: is no UTF-8 text") from None
+        pair = self._parse(text)
+        self._known = stamp, pair
+        return pair
+
+    def _parse(self, text: str) -> KeyPair:
+        parser = configparser.RawConfigParser(default_section="")
+        try:
+            parser.read_string(text)
+        except configparser.Error as error:  # its text may quote the line, so it is not shown
+            line = getattr(error, "lineno", None)
+            place = f" (line {line})" if line else ""
+            raise ConfigError(
+                f"{self._path}: not in AWS credentials format{place}: expected [default], "
+                "aws_access_key_id = ... and aws_secret_access_key = ..."
+            ) from None
+        if not parser.has_section("default"):
+            raise ConfigError(f"{self._path}: has no section [default]")
+        section = parser["default"]
+        for name in ("aws_access_key_id", "aws_secret_access_key"):
+            if not section.get(name):
+                raise ConfigError(f"{self._path}: {name} is missing in [default]")
+        return KeyPair(
+            section["aws_access_key_id"],
+            section["aws_secret_access_key"],
+            section.get("aws_session_token") or None,
+        )

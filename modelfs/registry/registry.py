@@ -1,0 +1,398 @@
+"""One registry: its namespaces, its models, their listings; metadata age and reachability.
+
+Async: every request runs in a thread of one of three pools (small requests, data in, data out). Listings
+live in memory, are answered from there for `metadata_ttl_s`, and are changed at once by
+what this mount does. Owned by the trio thread.
+"""
+
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import trio
+from cachetools import LRUCache
+
+from modelfs.concurrency import Background, SingleFlight, Threads
+from modelfs.errors import AlreadyExists, NotFound, RegistryUnavailable
+from modelfs.names import Keys, ModelId, is_plain_name
+from modelfs.registry.listing import Changes, Folder, Listing
+from modelfs.registry.objects import ListPage, ObjectId, ObjectInfo, ObjectStore
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+TRIES = 3  # of one request, while the probe says that the registry answers
+RETRY_PAUSE_S = 0.3  # before the second try; doubled before the third
+PROBE_INTERVAL_S = 2.0
+SMALL_REQUESTS = 16  # threads for requests without data
+WHOLE_PAGES = 20  # a model of more pages of 1,000 keys is listed folder by folder
+LISTED_KEYS_MAX = 500_000  # keys held in memory over all models
+HIDDEN_SHOWN = 1_000  # hidden keys named in status.json
+
+
+@dataclass(frozen=True)
+class Reachability:
+    """Whether the registry answers: since when (epoch ns), and why not."""
+
+    reachable: bool
+    since_ns: int
+    error: str | None
+
+
+class Registry:
+    """See the module.
+
+    INVARIANT: while `reachability.reachable` is false, no request is sent but the probe's.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        keys: Keys,
+        background: Background,
+        *,
+        metadata_ttl_s: float,
+        timeout_s: float,
+        parallel_requests: int,
+    ) -> None:
+        self.store = store
+        self.keys = keys
+        self.metadata_ttl_s = metadata_ttl_s
+        self.timeout_s = timeout_s
+        self.reachability = Reachability(True, time.time_ns(), None)
+        self._small = Threads(SMALL_REQUESTS)
+        self._data = Threads(parallel_requests)
+        self._upload = Threads(parallel_requests)
+        self._probe_threads = Threads(2)
+        self._flights: SingleFlight[str, None] = SingleFlight(background)
+        self._suspect = trio.Event()
+        self._answers = trio.Event()
+        self._answers.set()
+        self._listings: LRUCache[str, Listing] = LRUCache(
+            LISTED_KEYS_MAX, getsizeof=lambda listing: min(listing.key_count, LISTED_KEYS_MAX)
+        )
+        self._changes: dict[str, Changes] = {}
+        self._big: set[str] = set()  # prefixes that are listed folder by folder
+        self._hidden: dict[str, dict[str, str]] = {}
+
+    # ------------------------------------------------------------- requests
+
+    async def call(self, request: Callable[..., T], *args: object) -> T:
+        """Make a small request: bounded tries, and none while the registry is down."""
+        return await self._call(self._small, request, *args)
+
+    async def call_data(self, request: Callable[..., T], *args: object) -> T:
+        """Make a request that moves data, in the other pool of threads."""
+        return await self._call(self._data, request, *args)
+
+    async def call_upload(self, request: Callable[..., T], *args: object) -> T:
+        """Make a request that sends data, in a pool that no reader takes threads from."""
+        return await self._call(self._upload, request, *args)
+
+    async def _call(self, threads: Threads, request: Callable[..., T], *args: object) -> T:
+        pause_s = RETRY_PAUSE_S
+        for last in (*[False] * (TRIES - 1), True):
+            self.check_reachable()
+            try:
+                return await threads.run_or_leave(request, *args)
+            except RegistryUnavailable as error:
+                if last or not await self._still_answers():
+                    raise
+                log.info("trying again: %s", error)
+            except trio.Cancelled:
+                self._suspect.set()
+                raise
+            await trio.sleep(pause_s)
+            pause_s *= 2
+        raise AssertionError("unreachable")
+
+    def check_reachable(self) -> None:
+        """Raise RegistryUnavailable at once while the probe says that the registry is down."""
+        if not self.reachability.reachable:
+            raise RegistryUnavailable(self.reachability.error or "the registry is down")
+
+    async def wait_reachable(self) -> None:
+        """Wait until the registry answers."""
+        await self._answers.wait()
+
+    async def probe(self) -> None:
+        """Ask whether the registry answers, and note it; raises RegistryError."""
+        try:
+            await self._probe_threads.run_or_leave(self.store.probe)
+        except RegistryUnavailable as error:
+            self._note(False, str(error))
+            raise
+        self._note(True, None)
+
+    async def _still_answers(self) -> bool:
+        try:
+            await self._flights.do("probe", self.probe)
+        except RegistryUnavailable:
+            return False
+        return True
+
+    def _note(self, reachable: bool, error: str | None) -> None:
+        if reachable != self.reachability.reachable:
+            self.reachability = Reachability(reachable, time.time_ns(), error)
+            if reachable:
+                log.warning("the registry answers again")
+                self._answers.set()
+            else:
+                log.error("the registry does not answer: %s", error)
+                self._answers = trio.Event()
+                self._suspect.set()
+
+    async def watch(self) -> None:
+        """Probe while the registry is suspected to be down; runs for ever."""
+        while True:
+            await self._suspect.wait()
+            self._suspect = trio.Event()
+            try:
+                await self.probe()
+            except RegistryUnavailable:
+                await trio.sleep(PROBE_INTERVAL_S)
+                self._suspect.set()
+            except Exception as error:
+                log.error("the registry refuses: %s", error)
+                self._note(True, None)
+
+    # ------------------------------------------------------------- listings
+
+    async def namespaces(self) -> set[str]:
+        """Return the names of the namespaces; known ones while the registry is down."""
+        return await self._names(self.keys.prefix)
+
+    async def models(self, namespace: str) -> set[str]:
+        """Return the names of a namespace's models; raises NotFound."""
+        return await self._names(self.keys.namespace(namespace))
+
+    async def _names(self, prefix: str) -> set[str]:
+        listing = await self._fresh(prefix, "", by_folder=True)
+        folder = listing.folders[""]
+        if not listing.exists and prefix != self.keys.prefix:
+            raise NotFound(f"no namespace {prefix}")
+        return {name for name in folder.folders if is_plain_name(name)}
+
+    async def has_model(self, model: ModelId) -> bool:
+        try:
+            return model.name in await self.models(model.namespace)
+        except NotFound:
+            return False
+
+    async def folder(self, model: ModelId, path: str) -> Folder:
+        """Return a folder of main/ ('' is main/ itself), at most `metadata_ttl_s` old.
+
+        While the registry is down: as it was when last seen. Raises NotFound.
+        """
+        listing = await self._fresh(self.keys.model(model), path, by_folder=False)
+        folder = listing.folders.get(path)
+        if folder is None or (not path and not listing.exists):
+            raise NotFound(f"no folder {path or 'main'} in {model}")
+        return folder
+
+    def known_file(self, model: ModelId, path: str) -> ObjectInfo | None:
+        """Return what memory holds of a file, however old; None where that is nothing."""
+        listing = self._listings.get(self.keys.model(model))
+        parent, _, name = path.rpartition("/")
+        folder = listing.folders.get(parent) if listing else None
+        return folder.files.get(name) if folder else None
+
+    async def list_afresh(self, model: ModelId) -> Listing:
+        """List a model whole, now, past all memory; raises NotFound."""
+        prefix = self.keys.model(model)
+        listing = Listing(prefix)
+        await self._list_pages(listing, prefix, pages_max=None)
+        if not listing.exists:
+            raise NotFound(f"there is no model {model} in the registry")
+        return listing
+
+    async def list_below(self, prefix: str) -> list[ObjectInfo]:
+        """Return every object whose key begins with `prefix`, now, hidden ones too."""
+        return [i async for page in self._pages(prefix, by_folder=False) for i in page.objects]
+
+    async def _fresh(self, prefix: str, path: str, *, by_folder: bool) -> Listing:
+        """Return the listing of `prefix` in which the folder `path` is of age, or absent."""
+        listing = self._listings.get(prefix)
+        if listing is not None and not self._has_expired(listing, path):
+            return listing
+        flight = f"{prefix}\0{path}" if by_folder or prefix in self._big else prefix
+        try:
+            await self._flights.do(flight, lambda: self._refresh(prefix, path, by_folder))
+        except RegistryUnavailable:
+            if listing is None or (not listing.is_whole and path not in listing.folders):
+                raise
+            return listing
+        return self._listings[prefix]
+
+    def _has_expired(self, listing: Listing, path: str) -> bool:
+        folder = listing.folders.get(path)
+        if folder is None:
+            if not listing.is_whole:
+                return True
+            folder = listing.folders[""]
+        return time.monotonic() - folder.listed_at > self.metadata_ttl_s
+
+    async def _refresh(self, prefix: str, path: str, by_folder: bool) -> None:
+        started_at = time.monotonic()
+        changes = self._changes.setdefault(prefix, Changes())
+        if not by_folder and prefix not in self._big:
+            listing = Listing(prefix)
+            if await self._list_pages(listing, prefix, pages_max=WHOLE_PAGES):
+                listing.add_folder("")
+                changes.apply(listing, started_at)
+                for folder in listing.folders.values():
+                    folder.listed_at = started_at
+                self._remember(listing)
+                return
+            log.info("%s has many keys: it is listed folder by folder", prefix)
+            self._big.add(prefix)
+            path = ""
+        await self._refresh_folder(prefix, path, started_at, changes)
+
+    async def _refresh_folder(
+        self, prefix: str, path: str, started_at: float, changes: Changes
+    ) -> None:
+        fresh = Listing(prefix, is_whole=False)
+        where = f"{prefix}{path}/" if path else prefix
+        await self._list_pages(fresh, where, pages_max=None, by_folder=True)
+        listing = self._listings.get(prefix)
+        if listing is None or listing.is_whole:
+            listing = Listing(prefix, is_whole=False)
+        fresh.add_folder(path)
+        changes.apply(fresh, started_at, path)
+        folder = fresh.folders[path]
+        if path and folder.is_empty and not folder.has_marker:
+            listing.remove(f"{path}/")
+        else:
+            folder.listed_at = started_at
+            listing.folders[path] = folder
+        listing.hidden.update(fresh.hidden)
+        self._remember(listing)
+
+    async def _list_pages(
+        self, listing: Listing, prefix: str, *, pages_max: int | None, by_folder: bool = False
+    ) -> bool:
+        """Add every page below `prefix`; return False where there are more than `pages_max`."""
+        pages = 0
+        async for page in self._pages(prefix, by_folder=by_folder):
+            for info in page.objects:
+                listing.add(info)
+            for key in page.folders:
+                listing.add(ObjectInfo(ObjectId(key, ""), 0, 0))
+            pages += 1
+            if pages == pages_max and page.token is not None:
+                return False
+        return True
+
+    async def _pages(self, prefix: str, *, by_folder: bool) -> AsyncIterator[ListPage]:
+        token: str | None = None
+        while True:
+            request = partial(self.store.list_page, prefix, by_folder=by_folder, token=token)
+            page = await self.call(request)
+            yield page
+            token = page.token
+            if token is None:
+                return
+
+    def _remember(self, listing: Listing) -> None:
+        self._listings.pop(listing.prefix, None)
+        self._listings[listing.prefix] = listing
+        new = listing.hidden.keys() - self._hidden.get(listing.prefix, {}).keys()
+        for key in sorted(new, key=repr)[:20]:
+            log.warning("hidden key %r: %s", key, listing.hidden[key])
+        if listing.hidden:
+            self._hidden[listing.prefix] = dict(listing.hidden)
+        else:
+            self._hidden.pop(listing.prefix, None)
+
+    def expires_in_s(self, folder: Folder) -> float:
+        """Return for how long what `folder` says may still be believed, in seconds."""
+        return max(0.0, folder.listed_at + self.metadata_ttl_s - time.monotonic())
+
+    def age_left_s(self, model: ModelId, path: str) -> float:
+        """Return for how long what is known of the folder `path` may still be believed."""
+        listing = self._listings.get(self.keys.model(model))
+        folder = listing.folders.get(path) if listing else None
+        return self.expires_in_s(folder) if folder else 0.0
+
+    def hidden_keys(self) -> dict[str, str]:
+        """Return key -> reason of keys that are hidden from the tree (the first 1,000)."""
+        hidden = {k: r for keys in self._hidden.values() for k, r in keys.items()}
+        return dict(sorted(hidden.items(), key=repr)[:HIDDEN_SHOWN])
+
+    # -------------------------------------------------- what this mount does
+
+    def note_put(self, model: ModelId, path: str, info: ObjectInfo) -> None:
+        """Show a file, or a folder's marker (`path/`), that this mount has put, at once."""
+        self._note_change(self.keys.model(model), path, info)
+
+    def note_removed(self, model: ModelId, path: str) -> None:
+        """Show at once that a file, or a folder (`path/`), is gone."""
+        self._note_change(self.keys.model(model), path, None)
+
+    def _note_change(self, prefix: str, path: str, info: ObjectInfo | None) -> None:
+        self._changes.setdefault(prefix, Changes()).note(path, info)
+        if (listing := self._listings.get(prefix)) is not None:
+            if info is None:
+                listing.remove(path)
+            else:
+                listing.add(info)
+
+    async def create_namespace(self, namespace: str) -> None:
+        """Put a namespace's marker; raises AlreadyExists."""
+        if namespace in await self.namespaces():
+            raise AlreadyExists(f"the namespace {namespace} exists")
+        key = self.keys.namespace(namespace)
+        info = await self.call(self.store.put_empty, key, {})
+        self._note_change(self.keys.prefix, f"{namespace}/", info)
+        self._note_change(key, "", info)
+
+    async def create_model(self, model: ModelId, metadata: Mapping[str, str]) -> None:
+        """Put a model's marker; raises AlreadyExists."""
+        if await self.has_model(model):
+            raise AlreadyExists(f"the model {model} exists")
+        await self.describe(model, metadata)
+
+    async def describe(self, model: ModelId, metadata: Mapping[str, str]) -> None:
+        """Put a model's marker anew with this user metadata."""
+        info = await self.call(self.store.put_empty, self.keys.model(model), metadata)
+        self._note_change(self.keys.namespace(model.namespace), f"{model.name}/", info)
+        self.note_put(model, "", info)
+
+    async def description(self, model: ModelId) -> dict[str, str]:
+        """Return the user metadata of a model's marker; {} where it has none."""
+        try:
+            info = await self.call(self.store.head, self.keys.model(model))
+        except NotFound:
+            return {}
+        return dict(info.metadata or {})
+
+    async def remove_model(self, model: ModelId) -> None:
+        """Delete a model's marker; the caller knows that main/ is empty."""
+        await self._remove_marker(self.keys.namespace(model.namespace), model.name)
+        self._listings.pop(self.keys.model(model), None)
+
+    async def remove_namespace(self, namespace: str) -> None:
+        """Delete a namespace's marker; the caller knows that it has no models."""
+        await self._remove_marker(self.keys.prefix, namespace)
+        self._listings.pop(self.keys.namespace(namespace), None)
+
+    async def _remove_marker(self, above: str, name: str) -> None:
+        if not (folder := self._listings.get(above)) or not folder.folders[""].has_marker:
+            if above != self.keys.prefix:  # what is above stays when its last key goes
+                info = await self.call(self.store.put_empty, above, {})
+                self._note_change(above, "", info)
+        await self.call(self.store.delete, f"{above}{name}/")
+        self._note_change(above, f"{name}/", None)
+
+    async def delete_many(self, keys: Sequence[str]) -> Mapping[str, str]:
+        """Delete objects, a thousand a request; returns key -> reason of what failed."""
+        failed: dict[str, str] = {}
+        for start in range(0, len(keys), 1000):
+            batch = keys[start : start + 1000]
+            failed.update(await self.call(self.store.delete_many, batch))
+        return failed

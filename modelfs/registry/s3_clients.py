@@ -1,0 +1,262 @@
+"""The boto3 clients of one bucket, and the border where botocore's errors become ours.
+
+The only file that knows boto3. Three clients differ in their time limits: for what answers
+at once, for what may take the registry a while (putting parts together, copying), and for
+the probe. They are made in the constructor, because making one is not safe in threads;
+using one is. botocore's own retries are off: registry.py retries.
+"""
+
+import base64
+import hashlib
+import ipaddress
+import re
+import ssl
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+import boto3.session
+import botocore.session
+from botocore.config import Config
+from botocore.credentials import Credentials, ReadOnlyCredentials
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    HTTPClientError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+    SSLError,
+)
+from urllib3.exceptions import HTTPError
+
+from modelfs.errors import (
+    AccessDenied,
+    CertificateRejected,
+    ConfigError,
+    InvalidName,
+    ModelfsError,
+    RegistryUnavailable,
+)
+from modelfs.registry import s3_answers as answers
+from modelfs.registry.credentials import CredentialsFile
+from modelfs.registry.s3_errors import error_of
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+MIB = 1 << 20
+CONNECT_MAX_S = 5.0
+PROBE_CONNECT_S, PROBE_READ_S = 2.0, 3.0
+_CERTIFICATE = re.compile("certificate|hostname|doesn't match", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class S3Settings:
+    """Where the bucket is and how it is asked.
+
+    `credentials` is a file in AWS format, else boto3's own chain is used. `addressing` auto
+    means virtual on AWS and path elsewhere. Limits are of one wait on a socket: a third of
+    `timeout_s`, or `slow_timeout_s` for putting parts together and for copies.
+    """
+
+    endpoint: str
+    bucket: str
+    region: str = "us-east-1"
+    credentials: Path | None = None
+    ca_bundle: Path | None = None
+    addressing: Literal["path", "virtual", "auto"] = "path"
+    timeout_s: float = 30.0
+    slow_timeout_s: float = 60.0
+    connections: int = 16
+    copy_limit_bytes: int = 512 * MIB  # larger objects are copied in parts
+    copy_part_bytes: int = 256 * MIB
+
+
+class _FileCredentials(Credentials):
+    """botocore's view of a CredentialsFile; asked for every request."""
+
+    def __init__(self, file: CredentialsFile) -> None:
+        pair = file.current()
+        super().__init__(pair.access_key, pair.secret_key, pair.token, method="modelfs")
+        self._file = file
+
+    def get_frozen_credentials(self) -> ReadOnlyCredentials:
+        pair = self._file.current()
+        return ReadOnlyCredentials(pair.access_key, pair.secret_key, pair.token)
+
+
+class _FileChain:
+    """A chain of credential providers of which there is one."""
+
+    def __init__(self, path: Path) -> None:
+        self._credentials = _FileCredentials(CredentialsFile(path))
+
+    def load_credentials(self) -> Credentials:
+        return self._credentials
+
+
+class S3Clients:
+    """`fast`, `slow` and `probe`: the same bucket, other time limits.
+
+    INVARIANT: nothing but the counters and the connections changes after the constructor.
+    """
+
+    def __init__(self, settings: S3Settings) -> None:
+        """Make the clients; no request is sent. Raises ConfigError."""
+        self._settings = settings
+        self._counts: Counter[str] = Counter()
+        self._counts_lock = threading.Lock()
+        session = self._session()
+        connect_s, read_s = min(CONNECT_MAX_S, settings.timeout_s / 3), settings.timeout_s / 3
+        self.fast = self._client(session, connect_s, read_s)
+        self.slow = self._client(session, connect_s, settings.slow_timeout_s)
+        self.probe = self._client(session, PROBE_CONNECT_S, PROBE_READ_S)
+
+    def _session(self) -> boto3.session.Session:
+        core = botocore.session.Session()
+        core.get_component("response_parser_factory").set_parser_defaults(
+            timestamp_parser=answers.parse_time
+        )
+        if self._settings.credentials is not None:
+            core.register_component("credential_provider", _FileChain(self._settings.credentials))
+        if self._settings.ca_bundle is not None:
+            _check_ca_bundle(self._settings.ca_bundle)
+        return boto3.session.Session(botocore_session=core)
+
+    def _client(
+        self, session: boto3.session.Session, connect_s: float, read_s: float
+    ) -> "S3Client":
+        settings = self._settings
+        host = urlsplit(settings.endpoint).hostname or ""
+        style = settings.addressing
+        if style == "auto":
+            style = "virtual" if host.endswith(".amazonaws.com") else "path"
+        config = Config(
+            connect_timeout=connect_s,
+            read_timeout=read_s,
+            max_pool_connections=settings.connections,
+            retries={"total_max_attempts": 1, "mode": "standard"},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            # Bodies are bound to the signature by their Content-MD5, without a pass for SHA-256.
+            s3={"addressing_style": style, "payload_signing_enabled": False},
+            proxies={} if _is_loopback(host) else None,
+            tcp_keepalive=True,
+        )
+        try:
+            client = session.client(
+                "s3",
+                endpoint_url=settings.endpoint,
+                region_name=settings.region,
+                verify=str(settings.ca_bundle) if settings.ca_bundle else None,
+                config=config,
+            )
+        except (BotoCoreError, ValueError) as error:
+            raise ConfigError(f"endpoint {settings.endpoint}: {_line(error)}") from error
+        client.meta.events.register("before-send.s3", self._count)
+        client.meta.events.register("before-call.s3.DeleteObjects", _add_md5)
+        client.meta.events.register("before-parse.s3.ListObjectsV2", _mend_listing)
+        return client
+
+    def _count(self, event_name: str, **_: object) -> None:
+        with self._counts_lock:
+            self._counts[event_name.rpartition(".")[2]] += 1
+
+    def close(self) -> None:
+        """Close the connections that are kept."""
+        for client in (self.fast, self.slow, self.probe):
+            client.close()
+
+    def requests(self) -> Mapping[str, int]:
+        """Return how many requests were sent, by operation."""
+        with self._counts_lock:
+            return dict(self._counts)
+
+    @contextmanager
+    def translated(self, key: str | None = None) -> Iterator[None]:
+        """Raise our errors for botocore's; `key` is what was asked for, None the bucket."""
+        settings = self._settings
+        where = f"bucket {settings.bucket!r} at {settings.endpoint}"
+        where = where if key is None else f"{key!r} in {where}"
+        try:
+            yield
+        except ClientError as error:
+            said = error.response.get("Error", {})
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            code, message = said.get("Code") or "", said.get("Message") or ""
+            raise error_of(status, code, message, where) from error
+        except (ParamValidationError, UnicodeEncodeError) as error:
+            raise InvalidName(f"{where}: not a key to ask for: {_line(error)}") from error
+        except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError) as error:
+            raise AccessDenied(
+                f"no credentials for {where}: set credentials = FILE ({_line(error)})"
+            ) from error
+        except KeyError as error:
+            raise RegistryUnavailable(f"{where}: the answer lacks its {error}") from error
+        except (BotoCoreError, HTTPError, HTTPException) as error:
+            raise self._no_answer(error) from error
+
+    def _no_answer(self, error: Exception) -> Exception:
+        cause = error.kwargs.get("error") if isinstance(error, HTTPClientError) else None
+        if isinstance(cause, ModelfsError):  # our own body's, which botocore has wrapped
+            return cause
+        if isinstance(error, SSLError) and _CERTIFICATE.search(str(error)):
+            return CertificateRejected(
+                f"{self._settings.endpoint}: its certificate cannot be verified; "
+                f"set ca_bundle = FILE to the CA that signed it ({_line(error)})"
+            )
+        return RegistryUnavailable(f"{self._settings.endpoint} does not answer: {_line(error)}")
+
+
+def was_answered(error: ModelfsError) -> bool:
+    """Tell whether the registry answered with this error, rather than not at all."""
+    return isinstance(error.__cause__, ClientError)
+
+
+def _add_md5(params: dict[str, Any], **_: object) -> None:
+    """Give a DeleteObjects its Content-MD5: Ceph and MinIO want it, botocore sends a CRC-32."""
+    digest = hashlib.md5(params["body"], usedforsecurity=False).digest()
+    params["headers"]["Content-MD5"] = _base64(digest)
+    params["context"].pop("checksum", None)
+
+
+def _mend_listing(
+    response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: object
+) -> None:
+    mended = answers.mend_listing(response_dict["body"])
+    if mended is None:
+        return
+    response_dict["body"], token = mended
+    response_dict["status_code"] = 200  # botocore has made it 500, as it could not be parsed
+    if token is not None:
+        customized_response_dict["NextContinuationToken"] = token
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _check_ca_bundle(path: Path) -> None:
+    try:
+        ssl.create_default_context(cafile=str(path))
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"ca_bundle: {path} cannot be used: {_line(error)}") from error
+
+
+def _base64(digest: bytes) -> str:
+    return base64.b64encode(digest).decode()
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,378 @@
+"""This node's evictable cache: sparse files and their sidecars.
+
+On disk (sidecar.py): `cache/HOST/ab/NAME.RANDOM` holds an object's bytes, `NAME.json` says
+of which object (key and ETag) and which parts are whole. The index is rebuilt from the
+sidecars at start. What is evicted whole gets a new file when it comes again, so that a
+removal never meets a reader. Owned by the trio thread.
+
+A file that is complete may be linked into a version: it is `sealed` from then on, which
+means that its bytes are never changed, only its name in the cache is taken away.
+"""
+
+import logging
+import os
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import trio
+
+from modelfs.concurrency import Background, Threads
+from modelfs.registry.objects import ObjectId, ObjectInfo
+from modelfs.store import sidecar
+from modelfs.store.layout import free_bytes
+from modelfs.store.parts import Flight, PartFile
+
+log = logging.getLogger(__name__)
+
+SIDECARS_MAX = 200_000  # files known, those without bytes (kept for their mtime) included
+SAVE_INTERVAL_S = 2.0  # how long a part that came may stay unrecorded
+FREE_SPACE_AGE_S = 1.0
+
+
+@dataclass(frozen=True)
+class CacheStatistics:
+    """What status.json shows of the cache; sizes in bytes."""
+
+    files: int
+    bytes: int
+    max_bytes: int
+    hits: int
+    misses: int
+    evicted_bytes: int
+    wrong_files: int
+
+
+class CachedFile(PartFile):
+    """A PartFile of the cache.
+
+    INVARIANT: a sealed file is complete, and its bytes never change.
+    """
+
+    def __init__(self, path: Path, info: ObjectInfo, part_size: int, owner: "Cache") -> None:
+        super().__init__(path, info, part_size, owner)
+        self.opening = trio.Lock()
+        self.is_sealed = False
+        self.is_checked = False
+        self.is_unsaved = False
+
+    @property
+    def open_flags(self) -> int:
+        return os.O_RDONLY if self.is_sealed else super().open_flags
+
+
+class Cache:
+    """See the module.
+
+    INVARIANT: `used_bytes` is the sum of the files' present bytes; a file that is open or
+    has a flight is never removed, and a part that is pinned is never evicted.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        disk: Threads,
+        background: Background,
+        *,
+        part_size: int,
+        max_bytes: int,
+        min_free: Callable[[int], int],
+        on_wrong_bytes: Callable[[ObjectId], None],
+    ) -> None:
+        self._folder = folder
+        self._disk = disk
+        self._background = background
+        self._part_size = part_size
+        self._max_bytes = max_bytes
+        self._min_free = min_free
+        self._on_wrong_bytes = on_wrong_bytes
+        self._files: OrderedDict[ObjectId, CachedFile] = OrderedDict()
+        self._free_bytes = (0.0, 0)
+        self._coming_bytes = 0
+        self.used_bytes = 0
+        self._hits = self._misses = self._evicted = self._wrong = 0
+
+    def statistics(self) -> CacheStatistics:
+        return CacheStatistics(
+            len(self._files),
+            self.used_bytes,
+            self._max_bytes,
+            self._hits,
+            self._misses,
+            self._evicted,
+            self._wrong,
+        )
+
+    def check_invariants(self) -> None:
+        """For tests."""
+        assert self.used_bytes == sum(f.present_bytes for f in self._files.values())
+        for file in self._files.values():
+            assert not set(file.present) & set(file.flights), file.path
+            assert not file.is_sealed or file.is_complete, file.path
+            assert (file.fd >= 0) == (file.users > 0), file.path
+
+    # ---------------------------------------------------------------- files
+
+    async def open(self, info: ObjectInfo) -> CachedFile:
+        """Return the file of an object, open; the caller gives it back with `close`."""
+        file = self._files.get(info.id)
+        if file is None:
+            file = self._files[info.id] = self._new_file(info)
+        self._files.move_to_end(info.id)
+        file.users += 1
+        try:
+            async with file.opening:
+                if file.fd < 0:
+                    await self._disk.run(self._open_now, file)
+        except FileNotFoundError:  # someone emptied the cache's folder
+            file.leave()
+            self._remove(file)
+            return await self.open(info)
+        except BaseException:
+            file.leave()
+            raise
+        if info.size and not file.present:
+            self._misses += 1
+        else:
+            self._hits += 1
+        return file
+
+    @staticmethod
+    def _open_now(file: CachedFile) -> None:
+        file.path.parent.mkdir(mode=0o700, exist_ok=True)
+        file.open_now()
+
+    def _new_file(self, info: ObjectInfo) -> CachedFile:
+        return CachedFile(sidecar.new_path(self._folder, info.id), info, self._part_size, self)
+
+    def close(self, file: CachedFile) -> None:
+        file.leave()
+
+    def cached_bytes(self, object_id: ObjectId) -> int:
+        file = self._files.get(object_id)
+        return file.present_bytes if file else 0
+
+    def recorded_mtime_ns(self, object_id: ObjectId) -> int | None:
+        """Return the mtime in the object's metadata where this node has learned it."""
+        file = self._files.get(object_id)
+        return file.info.mtime_ns if file else None
+
+    def complete_file(self, object_id: ObjectId) -> CachedFile | None:
+        """Return the file of an object where all of its bytes are here."""
+        file = self._files.get(object_id)
+        return file if file is not None and file.is_complete and file.info.size else None
+
+    def seal(self, file: CachedFile) -> None:
+        """Promise that the bytes of a complete file never change: it is about to be linked."""
+        assert file.is_complete
+        file.is_sealed = True
+
+    async def adopt(self, path: Path, info: ObjectInfo) -> None:
+        """Take a complete file of this disk (a staged one that was uploaded) into the cache."""
+        self.forget(info.id)
+        file = self._new_file(info)
+        await self._disk.run(sidecar.move, path, file.path)
+        if info.id in self._files:  # open under the same id: the same bytes
+            await self._disk.run(sidecar.remove, file.path)
+            return
+        for index in range(file.part_count):
+            file.add(index)
+        file.is_checked = True
+        self._insert(file)
+        await self.make_room(0)
+
+    def rename(self, old: ObjectId, new: ObjectInfo) -> None:
+        """Keep the bytes of an object that was copied to another key inside the registry."""
+        file = self._files.get(old)
+        if file is None or file.users or new.id in self._files:
+            return
+        moved = CachedFile(file.path, new, file.part_size, self)
+        moved.present, moved.present_bytes = file.present, file.present_bytes
+        moved.is_sealed, moved.is_checked = file.is_sealed, file.is_checked
+        self._remove(file)
+        self._remove_files(sidecar.path_of(self._folder, old))
+        self._insert(moved)
+
+    def learn(self, info: ObjectInfo) -> None:
+        """Remember the mtime recorded in an object's metadata, its bytes cached or not."""
+        file = self._files.get(info.id)
+        if file is None:
+            self._insert(self._new_file(info))
+        elif file.info.mtime_ns != info.mtime_ns:
+            file.info = replace(file.info, mtime_ns=info.mtime_ns)
+            self._save_soon(file)
+
+    def forget(self, object_id: ObjectId) -> None:
+        """Drop an object that is no longer in the registry, unless it is open."""
+        file = self._files.get(object_id)
+        if file is not None and not file.users:
+            self._remove(file)
+            self._remove_files(sidecar.path_of(self._folder, object_id), file.path)
+
+    # ------------------------------------------------- PartOwner, eviction
+
+    async def make_room(self, count: int) -> None:
+        """Evict until `count` more bytes fit below `max_size` and above `min_free`."""
+        self._coming_bytes += count
+        try:
+            while victims := self._victims(self._excess(await self._free())):
+                await self._evict(victims)
+        finally:
+            self._coming_bytes -= count
+
+    async def _free(self) -> tuple[int, int]:
+        now = time.monotonic()
+        if now - self._free_bytes[0] > FREE_SPACE_AGE_S:
+            free, total = await self._disk.run(free_bytes, self._folder)
+            self._free_bytes = (now, free - self._min_free(total))
+        return self._free_bytes  # type: ignore[return-value]
+
+    def _excess(self, free: tuple[float, int]) -> int:
+        over_size = self.used_bytes + self._coming_bytes - self._max_bytes
+        return max(over_size, self._coming_bytes - free[1])
+
+    def _victims(self, count: int) -> list[tuple[CachedFile, list[int]]]:
+        """Choose parts of at least `count` bytes, of the least recently used files first."""
+        victims = []
+        for file in self._files.values():
+            if count <= 0:
+                break
+            if not file.present or (file.users and file.is_sealed):
+                continue
+            parts = []
+            for index in file.present:
+                if count <= 0 and file.users:
+                    break
+                if index not in file.pins:
+                    parts.append(index)
+                    count -= file.length_of(index)
+            if parts:
+                victims.append((file, parts))
+        return victims
+
+    async def _evict(self, victims: list[tuple[CachedFile, list[int]]]) -> None:
+        for file, parts in victims:
+            if file.users:
+                self._drop_parts(file, parts)
+                await self._punch(file, parts)
+                self._save_soon(file)
+            else:
+                self._evicted += file.present_bytes
+                self._remove(file)
+                emptied = self._new_file(file.info)  # known still, for its mtime
+                self._insert(emptied)
+                self._files.move_to_end(emptied.info.id, last=False)
+                await self._disk.run(sidecar.remove, file.path)
+        self._free_bytes = (0.0, 0)
+
+    def _drop_parts(self, file: CachedFile, parts: list[int]) -> None:
+        for index in parts:
+            file.drop(index)
+            self.used_bytes -= file.length_of(index)
+            self._evicted += file.length_of(index)
+        file.is_checked = False
+        file.is_sealed = False
+
+    async def _punch(self, file: CachedFile, parts: list[int]) -> None:
+        """Give the space of parts of an open file back; nobody fetches them meanwhile."""
+        flights = {index: Flight(file, index) for index in parts}
+        for flight in flights.values():
+            flight.is_started = True
+        file.flights.update(flights)
+        file.users += 1
+        try:
+            for index in parts:
+                offset = index * file.part_size
+                await self._disk.run(sidecar.punch, file.fd, offset, file.length_of(index))
+        finally:
+            for index, flight in flights.items():
+                del file.flights[index]
+                flight.done.set()
+            file.leave()
+
+    def part_arrived(self, file: PartFile, index: int, info: ObjectInfo) -> None:
+        assert isinstance(file, CachedFile)
+        self.used_bytes += file.length_of(index)
+        file.info = replace(
+            file.info, mtime_ns=info.mtime_ns, md5=info.md5, version_id=info.version_id
+        )
+        self._save_soon(file)
+        if file.is_complete and file.info.md5 and not file.is_checked:
+            file.is_checked = True
+            file.users += 1
+            self._background.start_soon(self._check, file, name=f"check {file.info.id.key}")
+
+    async def _check(self, file: CachedFile) -> None:
+        """Hash a file that has become complete; throw its bytes away where they are wrong."""
+        try:
+            for index in range(file.part_count):
+                file.pins[index] += 1
+            try:
+                found = await self._disk.run(sidecar.md5_of, file.fd, file.info.size)
+            finally:
+                file.pins.subtract(range(file.part_count))
+                file.pins += Counter()  # keeps what is above zero
+            if found != file.info.md5:
+                self._wrong += 1
+                log.error("wrong bytes of %s in the cache: thrown away", file.info.id.key)
+                self._drop_parts(file, list(file.present))
+                self._on_wrong_bytes(file.info.id)
+        finally:
+            file.leave()
+
+    # ------------------------------------------------------- what is on disk
+
+    def _save_soon(self, file: CachedFile) -> None:
+        """Have a file's sidecar written soon: at once where the file is complete."""
+        if not file.is_unsaved:
+            file.is_unsaved = True
+            self._background.start_soon(self._save_later, file, name="sidecar")
+
+    async def _save_later(self, file: CachedFile) -> None:
+        if not file.is_complete:
+            await trio.sleep(SAVE_INTERVAL_S)
+        if file.is_unsaved and self._files.get(file.info.id) is file:
+            await self._save(file)
+
+    async def _save(self, file: CachedFile) -> None:
+        file.is_unsaved = False
+        parts = None if file.is_complete else sorted(file.present)
+        saved = sidecar.Sidecar(file.path, file.info, file.part_size, parts)
+        try:
+            await self._disk.run(saved.write, self._folder)
+        except OSError as error:
+            log.warning("the cache's sidecar of %s: %s", file.info.id.key, error)
+
+    async def save_all(self) -> None:
+        """Write the sidecars that wait: the daemon ends."""
+        for file in list(self._files.values()):
+            if file.is_unsaved:
+                await self._save(file)
+
+    async def load(self) -> None:
+        """Rebuild the index from the sidecars, the most recently used last."""
+        for saved, link_count in await self._disk.run(sidecar.load, self._folder):
+            file = CachedFile(saved.path, saved.info, saved.part_size, self)
+            for index in saved.present:
+                file.add(index)
+            file.is_sealed = link_count > 1 and file.is_complete
+            file.is_checked = file.is_complete
+            self._files[saved.info.id] = file
+            self.used_bytes += file.present_bytes
+        while len(self._files) > SIDECARS_MAX:
+            self.forget(next(iter(self._files)))
+        await self.make_room(0)
+
+    def _insert(self, file: CachedFile) -> None:
+        self._files[file.info.id] = file
+        self.used_bytes += file.present_bytes
+        self._save_soon(file)
+
+    def _remove(self, file: CachedFile) -> None:
+        del self._files[file.info.id]
+        self.used_bytes -= file.present_bytes
+
+    def _remove_files(self, *paths: Path) -> None:
+        self._background.start_soon(self._disk.run, sidecar.remove, *paths, name="remove")

@@ -1,0 +1,143 @@
+"""Every path in the store, in one place (docs/FORMAT.md draws it).
+
+store/
+  format                       version of this layout
+  models/NS/MODEL/v1/...       versions, as plain files; aliases as symlinks beside them
+  manifests/NS/MODEL/v1.json   and v1.sha256, aliases.jsonl
+  retired/NS/MODEL/v1          names that were used
+  pending/NS/MODEL/v3/         freezes under way
+  cache/HOST/  staged/HOST/    this node's own
+"""
+
+import os
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelfs.errors import StoreError
+from modelfs.names import ModelId, VersionId
+
+FORMAT = "1"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The store below `root`, as the node `host` sees it."""
+
+    root: Path
+    host: str
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    @property
+    def pending_root(self) -> Path:
+        return self.root / "pending"
+
+    @property
+    def cache(self) -> Path:
+        return self.root / "cache" / self.host
+
+    @property
+    def staged(self) -> Path:
+        return self.root / "staged" / self.host
+
+    def model(self, model: ModelId) -> Path:
+        """The folder of a model's versions and aliases."""
+        return self.models / model.namespace / model.name
+
+    def version(self, version: VersionId) -> Path:
+        """The local model: a version's plain folder."""
+        return self.model(version.model) / version.version
+
+    def manifests(self, model: ModelId) -> Path:
+        return self.root / "manifests" / model.namespace / model.name
+
+    def manifest(self, version: VersionId) -> Path:
+        return self.manifests(version.model) / f"{version.version}.json"
+
+    def checksums(self, version: VersionId) -> Path:
+        return self.manifests(version.model) / f"{version.version}.sha256"
+
+    def alias_log(self, model: ModelId) -> Path:
+        return self.manifests(model) / "aliases.jsonl"
+
+    def retired(self, version: VersionId) -> Path:
+        model = version.model
+        return self.root / "retired" / model.namespace / model.name / version.version
+
+    def pending_model(self, model: ModelId) -> Path:
+        return self.pending_root / model.namespace / model.name
+
+    def pending(self, version: VersionId) -> Path:
+        return self.pending_model(version.model) / version.version
+
+    def make(self) -> None:
+        """Make what is missing of the store, or raise StoreError: another format, no right."""
+        try:
+            for folder in ("models", "manifests", "retired", "pending"):
+                (self.root / folder).mkdir(parents=True, exist_ok=True)
+            self.cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.staged.mkdir(parents=True, exist_ok=True, mode=0o700)
+            marker = self.root / "format"
+            if not marker.exists():
+                write_durably(marker, f"{FORMAT}\n".encode())
+            found = marker.read_text().strip()
+        except OSError as error:
+            raise StoreError(
+                f"the store {self.root} cannot be used: {error.strerror} ({error.filename})"
+            ) from error
+        if found != FORMAT:
+            raise StoreError(
+                f"the store {self.root} has format {found}, this modelfs writes {FORMAT}: "
+                "use the modelfs that made it, or another folder"
+            )
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Replace a file by a temporary name, fsync, rename: whole or not at all."""
+    temporary = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder whose files may be read-only; one that is gone is no error."""
+
+    def make_writable(function: object, name: str, error: BaseException) -> None:
+        if isinstance(error, FileNotFoundError):
+            return
+        raise error
+
+    for folder, names, _ in os.walk(path):
+        os.chmod(folder, 0o700)
+        for name in names:
+            inner = os.path.join(folder, name)
+            if not os.path.islink(inner):
+                os.chmod(inner, 0o700)
+    shutil.rmtree(path, ignore_errors=False, onerror=lambda f, n, e: make_writable(f, n, e[1]))
+
+
+def free_bytes(path: Path) -> tuple[int, int]:
+    """Return (free, total) bytes of the disk under `path`, as a plain user may use it."""
+    found = os.statvfs(path)
+    return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize

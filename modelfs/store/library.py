@@ -1,0 +1,405 @@
+"""The versions that this mount knows: views of them, their files, freezes, aliases.
+
+The async front of versions.py (what lies in the store) and freeze.py (what is on its
+way). Owned by the trio thread. Manifests of ready versions, which never change, are kept
+in memory up to a bound; what else a folder of the store says is read anew when it is
+older than `SHELF_AGE_S`.
+"""
+
+import logging
+import os
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Protocol
+
+import trio
+from cachetools import LRUCache, TTLCache
+
+from modelfs.concurrency import Background, Threads
+from modelfs.errors import (
+    Busy,
+    InvalidName,
+    ModelfsError,
+    NoData,
+    NoSpace,
+    NotFound,
+    VersionFailed,
+)
+from modelfs.names import ModelId, VersionId, check_alias_name, check_version_name
+from modelfs.registry.registry import Registry
+from modelfs.store import freeze as freezing
+from modelfs.store import versions
+from modelfs.store.cache import Cache
+from modelfs.store.freeze import Freeze, State
+from modelfs.store.layout import Layout, free_bytes
+from modelfs.store.manifest import Entry, FrozenFolder, Manifest, Provenance, as_tree, from_json
+from modelfs.store.parts import Fetcher, PartFile, read_at
+from modelfs.store.staging import Staging
+
+log = logging.getLogger(__name__)
+
+ENTRIES_MAX = 200_000  # manifest entries held in memory over all versions
+SHELF_AGE_S = 1.0
+ORPHANS_INTERVAL_S = 10.0  # how often freezes of nodes that died are looked for
+
+
+@dataclass(frozen=True)
+class VersionView:
+    """A version as it is now; `folders` answers lookups, `done_bytes` is what is here."""
+
+    manifest: Manifest
+    folders: dict[str, FrozenFolder]
+    state: State
+    done_bytes: int
+    error: str | None
+
+
+class Readable(Protocol):
+    """An open file of a version."""
+
+    async def read(self, offset: int, size: int) -> bytes | bytearray:
+        """Return bytes, fewer at the end of the file."""
+
+    def close(self) -> None: ...
+
+
+class Library:
+    """See the module."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        registry: Registry,
+        staging: Staging,
+        cache: Cache,
+        fetcher: Fetcher,
+        disk: Threads,
+        background: Background,
+        *,
+        part_size: int,
+        provenance: Provenance,
+    ) -> None:
+        self.layout = layout
+        self._registry = registry
+        self._staging = staging
+        self._cache = cache
+        self._fetcher = fetcher
+        self._disk = disk
+        self._background = background
+        self._part_size = part_size
+        self._provenance = provenance
+        self._freezes: dict[VersionId, Freeze] = {}
+        self._views: LRUCache[VersionId, VersionView] = LRUCache(
+            ENTRIES_MAX, getsizeof=lambda view: min(ENTRIES_MAX, 1 + len(view.manifest.files))
+        )
+        self._shelves: TTLCache[ModelId, versions.ModelShelf] = TTLCache(10_000, SHELF_AGE_S)
+        self.open_files: Counter[VersionId] = Counter()
+
+    # ---------------------------------------------------------------- views
+
+    async def namespaces(self) -> set[str]:
+        return await self._disk.run(versions.namespaces, self.layout)
+
+    async def models(self, namespace: str) -> set[str]:
+        return await self._disk.run(versions.models, self.layout, namespace)
+
+    async def shelf(self, model: ModelId) -> versions.ModelShelf:
+        """Return the versions and aliases of a model, at most a second old."""
+        found = self._shelves.get(model)
+        if found is None:
+            found = await self._disk.run(versions.shelf, self.layout, model)
+            self._shelves[model] = found
+        return found
+
+    def running(self) -> list[Freeze]:
+        return list(self._freezes.values())
+
+    async def view(self, version: VersionId) -> VersionView:
+        """Return a version as it is now; raises NotFound."""
+        found = self._views.get(version)
+        shelf = await self.shelf(version.model)
+        if version.version in shelf.ready:
+            if found is None:
+                manifest = await self._disk.run(versions.read_manifest, self.layout, version)
+                found = _view(manifest, State.READY)
+                self._views[version] = found
+            return found
+        self._views.pop(version, None)
+        freeze = self._freezes.get(version)
+        if freeze is not None:
+            return VersionView(
+                freeze.manifest,
+                as_tree(freeze.manifest),
+                freeze.state,
+                freeze.done_bytes,
+                freeze.error,
+            )
+        if version.version not in shelf.pending:
+            raise NotFound(f"there is no version {version}")
+        return await self._disk.run(_pending_view, self.layout, version)
+
+    async def open(self, version: VersionId, entry: Entry) -> Readable:
+        """Open a file of a version: the plain file, or what is coming of it."""
+        view = await self.view(version)
+        if view.state is State.FAILED:
+            raise VersionFailed(f"{version} has failed: {view.error}")
+        if view.state is State.READY:
+            path = self.layout.version(version) / entry.path
+            return _PlainFile(self, version, await self._disk.run(_open_plain, path))
+        freeze = self._freezes.get(version)
+        if freeze is not None and entry.path not in freeze.done:
+            return _ComingFile(self, freeze, await freeze.open_coming(entry))
+        if freeze is not None:
+            path = self.layout.pending(version) / "files" / entry.path
+            try:
+                return _PlainFile(self, version, await self._disk.run(_open_plain, path))
+            except FileNotFoundError:  # it became ready between the two
+                path = self.layout.version(version) / entry.path
+                return _PlainFile(self, version, await self._disk.run(_open_plain, path))
+        return _ComingFile(self, None, await self._cache.open(entry.object), version)
+
+    # -------------------------------------------------------------- freezes
+
+    async def freeze(self, version: VersionId, uid: int) -> None:
+        """Pin the model's listing and begin to bring it; see DESIGN for the order of checks."""
+        check_version_name(version.version)
+        await self._disk.run(versions.check_unused, self.layout, version)
+        writing = [s for s in self._staging.below(version.model, "") if s.is_dirty]
+        if writing:
+            raise Busy(f"{writing[0].name} is being written, or waits for its upload")
+        manifest = await self._pin(version, uid)
+        await self._check_space(manifest)
+        lock_fd = await self._disk.run(freezing.claim, self.layout, manifest)
+        self._start(manifest, lock_fd)
+
+    async def _pin(self, version: VersionId, uid: int) -> Manifest:
+        listing = await self._registry.list_afresh(version.model)
+        if listing.hidden:
+            key, reason = next(iter(sorted(listing.hidden.items(), key=repr)))
+            raise InvalidName(
+                f"{version.model} has {len(listing.hidden)} hidden keys, as {key!r} ({reason}): "
+                "a version is the whole model or it is not made"
+            )
+        files = tuple(
+            Entry(path, i.id.key, i.id.etag, i.size, i.modified_ns, md5=i.md5)
+            for path, i in sorted(listing.walk())
+        )
+        if not files:
+            raise NoData(f"{version.model} has no file in main/")
+        return Manifest(
+            version.model.namespace,
+            version.model.name,
+            version.version,
+            self._provenance,
+            pinned_ns=time.time_ns(),
+            uid=uid,
+            folders=tuple(sorted(path for path in listing.folders if path)),
+            files=files,
+        )
+
+    async def _check_space(self, manifest: Manifest) -> None:
+        here = await self._disk.run(freezing.unchanged_files, self.layout, manifest)
+        needed = sum(
+            entry.size
+            for entry in manifest.files
+            if entry.object.id not in here and not self._cache.complete_file(entry.object.id)
+        )
+        free, _ = await self._disk.run(free_bytes, self.layout.root)
+        if needed > free:
+            raise NoSpace(
+                f"{manifest.id} needs {needed} bytes more, the store {self.layout.root} "
+                f"has {free} free"
+            )
+
+    def _start(self, manifest: Manifest, lock_fd: int) -> None:
+        freeze = Freeze(
+            manifest,
+            self.layout,
+            lock_fd,
+            registry=self._registry,
+            fetcher=self._fetcher,
+            cache=self._cache,
+            disk=self._disk,
+            part_size=self._part_size,
+        )
+        self._freezes[manifest.id] = freeze
+        self._changed(manifest.id.model)
+        self._background.start_soon(self._run, freeze, name=f"freeze {manifest.id}")
+
+    async def _run(self, freeze: Freeze) -> None:
+        try:
+            await freeze.run(lambda manifest: self._changed(manifest.id.model))
+        except Exception:
+            log.exception("the freeze of %s ended by a bug", freeze.manifest.id)
+            freeze.state, freeze.error = State.FAILED, "a bug of modelfs: see the log"
+            freeze.over.set()
+        if freeze.state is State.READY:
+            self._freezes.pop(freeze.manifest.id, None)
+        self._changed(freeze.manifest.id.model)
+
+    async def resume(self) -> None:
+        """Go on with freezes that nobody works on: at start, and when another node died."""
+        for version in await self._disk.run(_pending_versions, self.layout):
+            if version in self._freezes:
+                continue
+            lock_fd = await self._disk.run(freezing.take_over, self.layout, version)
+            if lock_fd is None:
+                continue
+            try:
+                view = await self._disk.run(_pending_view, self.layout, version)
+                is_ready = await self._disk.run(self.layout.version(version).is_dir)
+            except ModelfsError as error:
+                log.error("%s", error)
+                os.close(lock_fd)
+                continue
+            if is_ready:
+                await self._disk.run(versions.follow_latest, self.layout, version.model)
+                await self._disk.run(versions.discard_pending, self.layout, version)
+            if is_ready or view.state is State.FAILED:
+                os.close(lock_fd)
+            else:
+                log.info("going on with the freeze of %s", version)
+                self._start(view.manifest, lock_fd)
+
+    async def keep_resuming(self) -> None:
+        """Look for freezes of nodes that died; runs for ever."""
+        while True:
+            try:
+                await self.resume()
+            except (ModelfsError, OSError) as error:
+                log.warning("pending freezes cannot be looked at: %s", error)
+            await trio.sleep(ORPHANS_INTERVAL_S)
+
+    async def remove(self, version: VersionId) -> None:
+        """Delete a version whole, or give up a freeze; raises Busy, NotFound."""
+        if self.open_files[version]:
+            raise Busy(f"{version} has {self.open_files[version]} open files on this mount")
+        shelf = await self._disk.run(versions.shelf, self.layout, version.model)
+        if version.version in shelf.ready:
+            await self._disk.run(versions.retire, self.layout, version)
+            self._background.start_soon(
+                self._disk.run, versions.sweep, self.layout, version.model, name=f"sweep {version}"
+            )
+        elif version.version in shelf.pending:
+            freeze = self._freezes.get(version)
+            if freeze is not None:
+                freeze.scope.cancel()
+                await freeze.over.wait()
+                del self._freezes[version]
+                await self.remove(version)
+                return
+            await self._disk.run(versions.discard_pending, self.layout, version)
+        else:
+            raise NotFound(f"there is no version {version}")
+        self._changed(version.model)
+
+    # -------------------------------------------------------------- aliases
+
+    async def make_alias(self, model: ModelId, alias: str, target: str, uid: int) -> None:
+        check_alias_name(alias)
+        await self._disk.run(versions.make_alias, self.layout, model, alias, target, uid)
+        self._changed(model)
+
+    async def rename_alias(self, model: ModelId, old: str, new: str, uid: int) -> None:
+        check_alias_name(old)
+        check_alias_name(new)
+        await self._disk.run(versions.rename_alias, self.layout, model, old, new, uid)
+        self._changed(model)
+
+    async def remove_alias(self, model: ModelId, alias: str, uid: int) -> None:
+        check_alias_name(alias)
+        await self._disk.run(versions.remove_alias, self.layout, model, alias, uid)
+        self._changed(model)
+
+    def _changed(self, model: ModelId) -> None:
+        self._shelves.pop(model, None)
+
+    def opened(self, version: VersionId) -> None:
+        self.open_files[version] += 1
+
+    def closed(self, version: VersionId) -> None:
+        self.open_files[version] -= 1
+        if not self.open_files[version]:
+            del self.open_files[version]
+
+    async def read_plain(self, fd: int, offset: int, size: int) -> bytes | bytearray:
+        return await read_at(self._disk, fd, offset, size)
+
+    async def read_parts(self, file: PartFile, offset: int, size: int) -> bytes | bytearray:
+        return await self._fetcher.read(file, offset, size)
+
+
+class _PlainFile:
+    """A finished file of a version."""
+
+    def __init__(self, library: Library, version: VersionId, opened: tuple[int, int]) -> None:
+        self._library, self._version = library, version
+        self._fd, self._size = opened
+        library.opened(version)
+
+    async def read(self, offset: int, size: int) -> bytes | bytearray:
+        size = min(size, self._size - offset)
+        return await self._library.read_plain(self._fd, offset, size) if size > 0 else b""
+
+    def close(self) -> None:
+        os.close(self._fd)
+        self._library.closed(self._version)
+
+
+class _ComingFile:
+    """A file of a version that is still on its way, here (`freeze`) or on another node."""
+
+    def __init__(
+        self,
+        library: Library,
+        freeze: Freeze | None,
+        file: PartFile,
+        version: VersionId | None = None,
+    ) -> None:
+        self._library, self._freeze, self._file = library, freeze, file
+        self._version = version or (freeze.manifest.id if freeze else None)
+        if self._version:
+            library.opened(self._version)
+
+    async def read(self, offset: int, size: int) -> bytes | bytearray:
+        if self._freeze is not None and self._freeze.state is State.FAILED:
+            raise VersionFailed(f"{self._version} has failed: {self._freeze.error}")
+        return await self._library.read_parts(self._file, offset, size)
+
+    def close(self) -> None:
+        self._file.leave()
+        if self._version:
+            self._library.closed(self._version)
+
+
+def _view(manifest: Manifest, state: State, error: str | None = None) -> VersionView:
+    done = manifest.size if state is State.READY else 0
+    return VersionView(manifest, as_tree(manifest), state, done, error)
+
+
+def _pending_view(layout: Layout, version: VersionId) -> VersionView:
+    folder = layout.pending(version)
+    path = folder / "manifest.json"
+    try:
+        manifest = from_json(path.read_bytes(), path)
+    except FileNotFoundError:
+        raise NotFound(f"there is no version {version}") from None
+    try:
+        return _view(manifest, State.FAILED, (folder / "failed").read_text())
+    except FileNotFoundError:
+        return _view(manifest, State.DOWNLOADING)
+
+
+def _pending_versions(layout: Layout) -> list[VersionId]:
+    found = []
+    for path in layout.pending_root.glob("*/*/*/manifest.json"):
+        if not path.parent.name.startswith("."):
+            namespace, model, version = path.parts[-4:-1]
+            found.append(VersionId(ModelId(namespace, model), version))
+    return found
+
+
+def _open_plain(path: "os.PathLike[str]") -> tuple[int, int]:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    return fd, os.fstat(fd).st_size

@@ -1,0 +1,310 @@
+"""Staged files: what is being written, and what a restart finds of it.
+
+On disk: `staged/HOST/ID` holds the bytes, `ID.json` tells of which file of which model
+they are, which object they replace (`base_etag`) and what was promised of them:
+
+    open    written, and nobody was told anything: never replaces an object after a crash
+    closed  closed or fsynced: it is uploaded until the registry has it
+    kept    the registry has it: nothing is left to do
+    aside   found `open` after a crash, kept for a person to look at
+
+Owned by the trio thread; the work on the disk runs in its threads.
+"""
+
+import json
+import logging
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import trio
+
+from modelfs.concurrency import Threads
+from modelfs.errors import StoreError
+from modelfs.names import ModelId, parse_model
+from modelfs.registry.objects import ObjectInfo
+from modelfs.store.layout import write_durably
+from modelfs.store.parts import PartFile, read_at
+
+log = logging.getLogger(__name__)
+
+COPY_BYTES = 1 << 20
+
+
+class Promise(StrEnum):
+    """What was promised of a staged file; see the module."""
+
+    OPEN = "open"
+    CLOSED = "closed"
+    KEPT = "kept"
+    ASIDE = "aside"
+
+
+class StagedFile:
+    """A file that is written here and not, or not yet, what the registry has.
+
+    `base` is the object that it replaces, None where there is none. `generation` counts
+    the changes; the registry has that of `uploaded_generation`. `lock` is held while the
+    file is uploaded, renamed or settled.
+
+    INVARIANT: `fd` is open until the file is settled or discarded.
+    """
+
+    def __init__(self, path: Path, model: ModelId, name: str, base: ObjectInfo | None) -> None:
+        self.path = path
+        self.model = model
+        self.name = name
+        self.base = base
+        self.base_etag = base.id.etag if base else None
+        self.fd = -1
+        self.size = 0
+        self.mtime_ns = time.time_ns()
+        self.users = 0
+        self.generation = 1
+        self.uploaded_generation = 0
+        self.is_written = False  # since it was opened with O_TRUNC
+        self.is_recovered = False
+        self.is_discarded = False
+        self.is_settling = False
+        self.promise = Promise.OPEN
+        self.error: str | None = None
+        self.lock = trio.Lock()
+        self.settled = trio.Event()
+
+    @property
+    def is_dirty(self) -> bool:
+        return self.generation != self.uploaded_generation and not self.is_discarded
+
+    def change(self) -> None:
+        """Note that bytes or size have changed just now."""
+        self.generation += 1
+        self.is_written = True
+        self.mtime_ns = time.time_ns()
+
+    def record(self) -> bytes:
+        return json.dumps(
+            {
+                "model": str(self.model),
+                "path": self.name,
+                "base_etag": self.base_etag,
+                "mtime_ns": self.mtime_ns,
+                "promise": self.promise,
+            }
+        ).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    path: Path
+    model: ModelId
+    name: str
+    base_etag: str | None
+    mtime_ns: int
+    promise: Promise
+    size: int
+
+
+class Staging:
+    """The staged files of this node.
+
+    INVARIANT: at most one staged file is what a path shows; discarded ones are none.
+    """
+
+    def __init__(self, folder: Path, disk: Threads) -> None:
+        self._folder = folder
+        self._disk = disk
+        self._shown: dict[tuple[ModelId, str], StagedFile] = {}
+        self.aside: list[StagedFile] = []
+
+    def get(self, model: ModelId, name: str) -> StagedFile | None:
+        return self._shown.get((model, name))
+
+    def __iter__(self) -> Iterator[StagedFile]:
+        return iter(list(self._shown.values()))
+
+    def below(self, model: ModelId, folder: str) -> list[StagedFile]:
+        """Return the staged files of a model anywhere below a folder ('' is main/)."""
+        start = f"{folder}/" if folder else ""
+        return [s for (m, name), s in self._shown.items() if m == model and name.startswith(start)]
+
+    def in_folder(self, model: ModelId, folder: str) -> dict[str, StagedFile]:
+        """Return the staged files that lie directly in a folder, by their last name."""
+        return {
+            s.name.rpartition("/")[2]: s
+            for s in self.below(model, folder)
+            if s.name.rpartition("/")[0] == folder
+        }
+
+    async def create(
+        self,
+        model: ModelId,
+        name: str,
+        base: ObjectInfo | None,
+        source: PartFile | None = None,
+        size: int = 0,
+    ) -> StagedFile:
+        """Return a new staged file with the first `size` bytes of `source`, shown at its path."""
+        staged = StagedFile(self._folder / uuid.uuid4().hex, model, name, base)
+        staged.size = size
+        await self._disk.run(_create_now, staged, source.fd if source else -1)
+        self._shown[model, name] = staged
+        return staged
+
+    async def read(self, staged: StagedFile, offset: int, size: int) -> bytes | bytearray:
+        size = min(size, staged.size - offset)
+        return await read_at(self._disk, staged.fd, offset, size) if size > 0 else b""
+
+    async def write(self, staged: StagedFile, offset: int, data: bytes) -> None:
+        await self._reopen(staged)
+        await self._disk.run(_write_now, staged.fd, offset, data)
+        staged.size = max(staged.size, offset + len(data))
+        staged.change()
+
+    async def truncate(self, staged: StagedFile, size: int) -> None:
+        await self._reopen(staged)
+        await self._disk.run(os.ftruncate, staged.fd, size)
+        staged.size = size
+        staged.change()
+
+    async def _reopen(self, staged: StagedFile) -> None:
+        """Take the promise back before a file that the registry has is changed again."""
+        if staged.promise is not Promise.OPEN and not staged.is_dirty:
+            await self.promise(staged, Promise.OPEN, durable=False)
+
+    async def promise(self, staged: StagedFile, promise: Promise, *, durable: bool) -> None:
+        """Write down what was promised; `durable` also makes the bytes outlive a power cut."""
+        staged.promise = promise
+        await self._disk.run(_record_now, staged, durable)
+
+    def move(self, staged: StagedFile, model: ModelId, name: str) -> None:
+        """Show a staged file at another path; what was shown there must be discarded."""
+        self._shown.pop((staged.model, staged.name), None)
+        staged.model, staged.name = model, name
+        self._shown[model, name] = staged
+
+    async def discard(self, staged: StagedFile) -> None:
+        """Never upload a staged file: it was removed or replaced. Its users may go on."""
+        staged.is_discarded = True
+        if self._shown.get((staged.model, staged.name)) is staged:
+            del self._shown[staged.model, staged.name]
+        if staged.users:
+            await self._disk.run(_sidecar(staged.path).unlink, True)
+        elif not staged.is_settling:
+            staged.is_settling = True
+            await self.remove(staged, with_bytes=True)
+
+    async def remove(self, staged: StagedFile, *, with_bytes: bool) -> None:
+        """Take a discarded or settled file off the disk (not its bytes when they have moved)."""
+        if self._shown.get((staged.model, staged.name)) is staged:
+            del self._shown[staged.model, staged.name]
+        fd, staged.fd = staged.fd, -1
+        await self._disk.run(_remove_now, staged.path, fd, with_bytes)
+        staged.settled.set()
+
+    async def load(self) -> list[StagedFile]:
+        """Find what an earlier daemon left; return what is to be uploaded.
+
+        What was open and never promised is put `aside`, as is a second file of one path.
+        """
+        waiting = []
+        for found in await self._disk.run(_load_now, self._folder):
+            if found.promise is Promise.KEPT:
+                await self._disk.run(_remove_now, found.path, -1, True)
+                continue
+            staged = StagedFile(found.path, found.model, found.name, None)
+            staged.base_etag, staged.mtime_ns = found.base_etag, found.mtime_ns
+            staged.size, staged.promise = found.size, found.promise
+            staged.is_recovered = staged.is_written = True
+            if found.promise is Promise.CLOSED and not self.get(found.model, found.name):
+                staged.fd = await self._disk.run(os.open, found.path, os.O_RDWR | os.O_CLOEXEC)
+                self._shown[found.model, found.name] = staged
+                waiting.append(staged)
+            else:
+                log.warning(
+                    "%s/main/%s was being written when modelfs ended: its bytes are kept in %s",
+                    *(found.model, found.name, found.path),
+                )
+                await self.promise(staged, Promise.ASIDE, durable=False)
+                self.aside.append(staged)
+        return waiting
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def _create_now(staged: StagedFile, source: int) -> None:
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    staged.fd = os.open(staged.path, flags, 0o600)
+    try:
+        _copy_now(source, staged.fd, staged.size)
+        _record_now(staged, False)
+    except BaseException:
+        os.close(staged.fd)
+        staged.path.unlink(missing_ok=True)
+        raise
+
+
+def _record_now(staged: StagedFile, durable: bool) -> None:
+    sidecar = _sidecar(staged.path)
+    if durable:
+        if staged.fd >= 0:
+            os.fsync(staged.fd)
+        write_durably(sidecar, staged.record())
+    else:
+        temporary = sidecar.with_suffix(".new")
+        temporary.write_bytes(staged.record())
+        temporary.replace(sidecar)
+
+
+def _remove_now(path: Path, fd: int, with_bytes: bool) -> None:
+    if fd >= 0:
+        os.close(fd)
+    if with_bytes:
+        path.unlink(missing_ok=True)
+    _sidecar(path).unlink(missing_ok=True)
+
+
+def _write_now(fd: int, offset: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _copy_now(source: int, target: int, size: int) -> None:
+    offset = 0
+    while offset < size:
+        data = os.pread(source, min(COPY_BYTES, size - offset), offset)
+        if not data:
+            raise StoreError("a cached file is shorter than its object")
+        _write_now(target, offset, data)
+        offset += len(data)
+
+
+def _load_now(folder: Path) -> list[_Found]:
+    found = []
+    for sidecar in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
+        path = sidecar.with_suffix("")
+        try:
+            content = json.loads(sidecar.read_bytes())
+            found.append(
+                _Found(
+                    path,
+                    parse_model(content["model"]),
+                    content["path"],
+                    content["base_etag"],
+                    content["mtime_ns"],
+                    Promise(content["promise"]),
+                    path.stat().st_size,
+                )
+            )
+        except FileNotFoundError:
+            sidecar.unlink()  # its bytes went into the cache in the moment of the crash
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.error("the staged file %s is damaged, and left alone: %s", sidecar, error)
+    return found

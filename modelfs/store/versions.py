@@ -1,0 +1,221 @@
+"""Versions and aliases as they lie in the store: blocking work, for threads.
+
+The store is shared by nodes, so nothing here is remembered between calls; names appear
+and vanish by rename alone, and an exclusive create or rename decides between two nodes.
+"""
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelfs.errors import AlreadyExists, Busy, InvalidName, NotFound
+from modelfs.names import LATEST, ModelId, VersionId, is_version_name
+from modelfs.store.layout import Layout, remove_tree, sync_folder, write_durably
+from modelfs.store.manifest import Manifest, from_json
+
+ALIAS_LOG_MAX = 10 << 20  # bytes; the older half is dropped when it is longer
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShelf:
+    """What the store holds of a model: ready and pending versions, aliases with targets."""
+
+    ready: frozenset[str]
+    pending: frozenset[str]
+    aliases: dict[str, str]
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.ready or self.pending or self.aliases)
+
+
+def namespaces(layout: Layout) -> set[str]:
+    """Return the namespaces that have a folder in the store."""
+    return {*_names(layout.models), *_names(layout.pending_root)}
+
+
+def models(layout: Layout, namespace: str) -> set[str]:
+    """Return the models of a namespace that have a version in the store."""
+    found = {*_names(layout.models / namespace), *_names(layout.pending_root / namespace)}
+    return {m for m in found if not shelf(layout, ModelId(namespace, m)).is_empty}
+
+
+def shelf(layout: Layout, model: ModelId) -> ModelShelf:
+    """Return what the store holds of one model."""
+    ready, aliases = set(), {}
+    for entry in _scan(layout.model(model)):
+        if entry.is_symlink():
+            aliases[entry.name] = os.readlink(entry.path)
+        elif is_version_name(entry.name) and entry.is_dir():
+            ready.add(entry.name)
+    pending = {n for n in _names(layout.pending_model(model)) if is_version_name(n)} - ready
+    return ModelShelf(frozenset(ready), frozenset(pending), aliases)
+
+
+def _scan(folder: Path) -> Iterator[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            yield from [e for e in entries if not e.name.startswith(".")]
+    except FileNotFoundError:
+        return
+
+
+def _names(folder: Path) -> set[str]:
+    return {entry.name for entry in _scan(folder)}
+
+
+def read_manifest(layout: Layout, version: VersionId) -> Manifest:
+    """Return the manifest of a ready version; raises NotFound."""
+    path = layout.manifest(version)
+    try:
+        return from_json(path.read_bytes(), path)
+    except FileNotFoundError:
+        raise NotFound(f"{version} has no manifest") from None
+
+
+def check_unused(layout: Layout, version: VersionId) -> None:
+    """Raise AlreadyExists where a version of that name exists or was ever ready."""
+    if layout.retired(version).exists():
+        raise AlreadyExists(f"{version} was used before: a version name is never used twice")
+    if layout.version(version).exists() or layout.pending(version).exists():
+        raise AlreadyExists(f"{version} exists")
+
+
+def publish(layout: Layout, manifest: Manifest, files: Path) -> None:
+    """Move a complete, synced, read-only folder into `models/`, its manifest beside it first."""
+    version = manifest.id
+    layout.manifests(version.model).mkdir(parents=True, exist_ok=True)
+    write_durably(layout.checksums(version), manifest.to_checksums())
+    write_durably(layout.manifest(version), manifest.to_json())
+    target = layout.version(version)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    files.chmod(0o755)  # to move a folder, its owner must be allowed to write in it
+    files.rename(target)
+    target.chmod(0o555)
+    sync_folder(target.parent)
+
+
+def retire(layout: Layout, version: VersionId) -> None:
+    """Delete a ready version: its name is used up, its manifest goes with the name.
+
+    Raises Busy while an alias of a user points at it. The bytes go by `sweep`.
+    """
+    found = shelf(layout, version.model)
+    pointing = sorted(
+        a for a, target in found.aliases.items() if target == version.version and a != LATEST
+    )
+    if pointing:
+        raise Busy(f"{version} is what the alias {', '.join(pointing)} points at")
+    target = layout.version(version)
+    if not target.is_dir():
+        raise NotFound(f"there is no version {version}")
+    retired = layout.retired(version)
+    retired.parent.mkdir(parents=True, exist_ok=True)
+    manifest = layout.manifest(version)
+    write_durably(retired, manifest.read_bytes() if manifest.exists() else b"{}\n")
+    trash = layout.pending_model(version.model)
+    trash.mkdir(parents=True, exist_ok=True)
+    target.chmod(0o755)
+    target.rename(trash / f".removed-{version.version}-{uuid.uuid4().hex}")
+    sync_folder(target.parent)
+    manifest.unlink(missing_ok=True)
+    layout.checksums(version).unlink(missing_ok=True)
+    follow_latest(layout, version.model)
+
+
+def sweep(layout: Layout, model: ModelId) -> None:
+    """Remove the bytes of removed versions of a model, and what made freezes left."""
+    folder = layout.pending_model(model)
+    if folder.is_dir():
+        for path in folder.glob(".removed-*"):
+            remove_tree(path)
+
+
+def follow_latest(layout: Layout, model: ModelId) -> str | None:
+    """Let `latest` point at the version that became ready last; return its name."""
+    newest: tuple[int, str] | None = None
+    for name in shelf(layout, model).ready:
+        ready_ns = read_manifest(layout, VersionId(model, name)).ready_ns or 0
+        newest = max(newest or (0, ""), (ready_ns, name))
+    link = layout.model(model) / LATEST
+    if newest is None:
+        link.unlink(missing_ok=True)
+        return None
+    _replace_link(link, newest[1])
+    return newest[1]
+
+
+def _replace_link(link: Path, target: str) -> None:
+    if link.is_symlink() and os.readlink(link) == target:
+        return
+    temporary = link.with_name(f".{link.name}.{uuid.uuid4().hex}")
+    temporary.symlink_to(target)
+    temporary.replace(link)
+    sync_folder(link.parent)
+
+
+def make_alias(layout: Layout, model: ModelId, alias: str, target: str, uid: int) -> None:
+    """Make a new alias; raises AlreadyExists, and InvalidName where no version is ready."""
+    version = VersionId(model, target.removesuffix("/"))
+    if not is_version_name(version.version) or not layout.version(version).is_dir():
+        raise InvalidName(f"an alias of {model} points at a ready version of it, not at {target}")
+    link = layout.model(model) / alias
+    try:
+        link.symlink_to(version.version)
+    except FileExistsError:
+        raise AlreadyExists(f"the alias {alias} exists") from None
+    sync_folder(link.parent)
+    _log_alias(layout, model, alias, None, version.version, uid)
+
+
+def rename_alias(layout: Layout, model: ModelId, old: str, new: str, uid: int) -> None:
+    """Rename an alias over another or a free name, atomically, as `ln -sfn` does."""
+    source, target = layout.model(model) / old, layout.model(model) / new
+    before = os.readlink(target) if target.is_symlink() else None
+    try:
+        points_at = os.readlink(source)
+        source.rename(target)
+    except FileNotFoundError:
+        raise NotFound(f"there is no alias {old}") from None
+    sync_folder(target.parent)
+    _log_alias(layout, model, new, before, points_at, uid)
+
+
+def remove_alias(layout: Layout, model: ModelId, alias: str, uid: int) -> None:
+    """Remove an alias; raises NotFound."""
+    link = layout.model(model) / alias
+    try:
+        before = os.readlink(link)
+        link.unlink()
+    except OSError:
+        raise NotFound(f"there is no alias {alias}") from None
+    sync_folder(link.parent)
+    _log_alias(layout, model, alias, before, None, uid)
+
+
+def _log_alias(
+    layout: Layout, model: ModelId, alias: str, before: str | None, after: str | None, uid: int
+) -> None:
+    change = {"time_ns": time.time_ns(), "uid": uid, "alias": alias, "from": before, "to": after}
+    path = layout.alias_log(model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(change) + "\n")
+    if path.stat().st_size > ALIAS_LOG_MAX:
+        lines = path.read_bytes().splitlines(keepends=True)
+        write_durably(path, b"".join(lines[len(lines) // 2 :]))
+
+
+def discard_pending(layout: Layout, version: VersionId) -> None:
+    """Remove a freeze that is over or failed; its name may be used again."""
+    pending = layout.pending(version)
+    trash = pending.with_name(f".removed-{version.version}-{uuid.uuid4().hex}")
+    try:
+        pending.rename(trash)
+    except FileNotFoundError:
+        return
+    remove_tree(trash)

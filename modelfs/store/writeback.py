@@ -1,0 +1,276 @@
+"""Uploads: staged files become objects. Parts, retries, conflicts, drain.
+
+A job belongs to the daemon's nursery and goes on until the registry has the file, however
+long that takes; whoever closes a file waits for one try of its job. Owned by the trio
+thread; bodies are read and sent by threads of the registry's pool.
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from functools import partial
+
+import trio
+
+from modelfs.concurrency import Background, Progress, wait_while_moving
+from modelfs.errors import ModelfsError, NotFound
+from modelfs.registry.objects import ObjectInfo, UploadedPart, format_mtime
+from modelfs.registry.registry import Registry
+from modelfs.store.cache import Cache
+from modelfs.store.staging import Promise, StagedFile, Staging
+
+log = logging.getLogger(__name__)
+
+SINGLE_PUT_MAX = 16 << 20  # bytes; larger files go in parts
+UPLOAD_PART_MIN = 8 << 20
+PARTS_MAX = 10_000  # S3's limit of one upload
+PARALLEL_PARTS = 8
+RETRY_FIRST_S = 1.0
+RETRY_MAX_S = 60.0
+
+
+class _Job:
+    """The upload of one staged file; `tried` is set, and made anew, after each try."""
+
+    def __init__(self) -> None:
+        self.tried = trio.Event()
+        self.again = trio.Event()
+        self.error: ModelfsError | None = None
+
+
+class Writeback:
+    """See the module.
+
+    INVARIANT: a staged file that was closed and is dirty has a job.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        staging: Staging,
+        cache: Cache,
+        background: Background,
+        *,
+        host: str,
+    ) -> None:
+        self._registry = registry
+        self._staging = staging
+        self._cache = cache
+        self._background = background
+        self._host = host
+        self._jobs: dict[StagedFile, _Job] = {}
+        self._idle = trio.Event()
+        self._idle.set()
+        self._progress = Progress()
+        self.uploaded_files = 0
+        self.conflicts = 0
+
+    def waiting(self) -> list[StagedFile]:
+        """Return the files whose upload is under way or waits."""
+        return list(self._jobs)
+
+    async def publish(self, staged: StagedFile) -> None:
+        """Return when the registry has the file; raise what stands in the way.
+
+        Raises within the registry's time limit after the last byte moved; the upload goes
+        on in the background all the same.
+        """
+        if staged.is_dirty:
+            await self._staging.promise(staged, Promise.CLOSED, durable=False)
+        while staged.is_dirty:
+            job = self.start(staged)
+            job.again.set()
+            tried = job.tried
+            try:
+                self._registry.check_reachable()
+                await wait_while_moving(tried, self._progress, self._registry.timeout_s)
+            except ModelfsError as error:
+                staged.error = str(error)
+                await self._staging.promise(staged, Promise.CLOSED, durable=True)
+                raise
+            if job.error is not None:
+                raise job.error
+
+    def start(self, staged: StagedFile) -> _Job:
+        """Have a closed file uploaded in the background."""
+        job = self._jobs.get(staged)
+        if job is None:
+            job = self._jobs[staged] = _Job()
+            if self._idle.is_set():
+                self._idle = trio.Event()
+            self._background.start_soon(self._run, staged, job, name=f"upload {staged.name}")
+        return job
+
+    async def drain(self) -> None:
+        """Return when no upload is under way or waits."""
+        await self._idle.wait()
+
+    async def _run(self, staged: StagedFile, job: _Job) -> None:
+        pause_s = RETRY_FIRST_S
+        try:
+            while staged.is_dirty:
+                job.again = trio.Event()
+                job.error = await self._try(staged)
+                if job.error is None:
+                    staged.error = None
+                else:
+                    staged.error = str(job.error)
+                    log.error("%s/main/%s waits: %s", staged.model, staged.name, job.error)
+                    await self._staging.promise(staged, Promise.CLOSED, durable=True)
+                tried, job.tried = job.tried, trio.Event()
+                tried.set()
+                if job.error is not None:
+                    staged.is_recovered = True  # from now on look before it is put
+                    with trio.move_on_after(pause_s):
+                        await job.again.wait()
+                    pause_s = min(pause_s * 2, RETRY_MAX_S)
+                    await self._registry.wait_reachable()
+        finally:
+            del self._jobs[staged]
+            job.tried.set()
+            if not self._jobs:
+                self._idle.set()
+        await self.settle(staged)
+
+    async def _try(self, staged: StagedFile) -> ModelfsError | None:
+        try:
+            async with staged.lock:
+                if staged.is_dirty:
+                    await self._upload(staged)
+        except ModelfsError as error:
+            return error
+        except OSError as error:
+            return ModelfsError(f"the staged file {staged.path}: {error.strerror}")
+        except Exception:
+            log.exception("the upload of %s failed: a bug", staged.name)
+            return ModelfsError("the upload failed by a bug of modelfs: see the log")
+        return None
+
+    async def _upload(self, staged: StagedFile) -> None:
+        generation = staged.generation
+        if staged.is_recovered:
+            await self._look_for_conflict(staged)
+        key = self._registry.keys.file(staged.model, staged.name)
+        metadata = {"mtime": format_mtime(staged.mtime_ns)}
+        if staged.size <= SINGLE_PUT_MAX:
+            put = partial(self._registry.store.put, key, staged.fd, staged.size, metadata)
+            info = await self._registry.call_upload(put, self._progress)
+        else:
+            info = await self._upload_parts(staged, key, metadata)
+        info = replace(info, mtime_ns=staged.mtime_ns)
+        if staged.is_discarded:
+            return
+        staged.base, staged.base_etag = info, info.id.etag
+        staged.uploaded_generation = generation
+        staged.is_recovered = False
+        self.uploaded_files += 1
+        self._registry.note_put(staged.model, staged.name, info)
+
+    async def _upload_parts(
+        self, staged: StagedFile, key: str, metadata: dict[str, str]
+    ) -> ObjectInfo:
+        store, call = self._registry.store, self._registry.call_upload
+        size = staged.size
+        part_size = max(UPLOAD_PART_MIN, -(-size // PARTS_MAX))
+        upload_id = await call(store.start_upload, key, metadata)
+        done: list[UploadedPart] = []
+        limiter = trio.CapacityLimiter(PARALLEL_PARTS)
+
+        async def upload_part(number: int) -> None:
+            offset = (number - 1) * part_size
+            length = min(part_size, size - offset)
+            async with limiter:
+                done.append(
+                    await call(
+                        *(store.upload_part, key, upload_id, number, staged.fd, offset, length),
+                        self._progress,
+                    )
+                )
+
+        try:
+            await _all_or_first_error(
+                [partial(upload_part, n + 1) for n in range(-(-size // part_size))]
+            )
+            done.sort(key=lambda part: part.number)
+            info = await call(store.finish_upload, key, upload_id, done, size)
+            await self._staging.promise(staged, Promise.KEPT, durable=False)
+            return info
+        except BaseException:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
+                try:
+                    await self._registry.call(store.abort_upload, key, upload_id)
+                except ModelfsError as error:
+                    log.warning("an unfinished upload of %s stays: %s", key, error)
+            raise
+
+    async def _look_for_conflict(self, staged: StagedFile) -> None:
+        """Where someone else changed the object meanwhile, theirs stays: ours gets a new name."""
+        key = self._registry.keys.file(staged.model, staged.name)
+        try:
+            theirs = await self._registry.call(self._registry.store.head, key)
+        except NotFound:
+            if staged.base_etag is None:
+                return
+            theirs = None
+        if theirs is not None:
+            if theirs.id.etag == staged.base_etag:
+                return
+            if theirs.size == staged.size and theirs.md5 == await _md5_of(staged):
+                return  # an earlier try of ours arrived, only its answer did not
+        moment = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+        name = f"{staged.name}.conflict-{self._host}-{moment}"
+        self.conflicts += 1
+        log.error(
+            "%s/main/%s was %s by someone else while it was written here: ours is kept as %s",
+            *(staged.model, staged.name, "changed" if theirs else "deleted", name),
+        )
+        if theirs is not None:
+            self._registry.note_put(staged.model, staged.name, theirs)
+        staged.base, staged.base_etag = None, None
+        self._staging.move(staged, staged.model, name)
+
+    async def settle(self, staged: StagedFile) -> None:
+        """Where nobody uses a staged file any more and the registry has it: into the cache."""
+        if staged.users or staged.settled.is_set() or staged in self._jobs:
+            return
+        async with staged.lock:
+            if staged.users or staged.settled.is_set() or staged.is_dirty:
+                return
+            staged.is_settling = True
+            if staged.is_discarded or staged.base is None:
+                await self._staging.remove(staged, with_bytes=True)
+            else:
+                try:
+                    await self._cache.adopt(staged.path, staged.base)
+                    await self._staging.remove(staged, with_bytes=False)
+                except OSError as error:
+                    log.warning("%s could not go into the cache: %s", staged.path, error)
+                    await self._staging.remove(staged, with_bytes=True)
+
+
+async def _md5_of(staged: StagedFile) -> str:
+    def hash_now() -> str:
+        with staged.path.open("rb") as file:
+            return hashlib.file_digest(file, "md5").hexdigest()
+
+    return await trio.to_thread.run_sync(hash_now)
+
+
+async def _all_or_first_error(works: list[Callable[[], Awaitable[None]]]) -> None:
+    """Run all side by side; the first error ends the others and is raised as it is."""
+    first: list[ModelfsError] = []
+
+    async def run(work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except ModelfsError as error:
+            first.append(error)
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for work in works:
+            nursery.start_soon(run, work)
+    if first:
+        raise first[0]

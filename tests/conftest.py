@@ -1,0 +1,74 @@
+"""Servers for a session, buckets for a test."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import endpoints
+from tests.endpoints import CephServer, S3Endpoint, S3Server
+
+CEPH_REQUIRED = os.environ.get("MODELFS_REQUIRE_CEPH") == "1"
+CEPH_DIRECTORY = Path(os.environ.get("MODELFS_CEPH_DIR") or f"/tmp/modelfs-ceph-{os.getuid()}")
+IN_PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave the start of a cluster, which has its own limit, out of a test's time."""
+    for item in items:
+        if item.get_closest_marker("ceph") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(60, func_only=True))
+
+
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[S3Server]:
+    """moto's server, in a process of its own. It believes every key and forgets everything."""
+    with endpoints.running_moto() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def ceph() -> Iterator[CephServer]:
+    """A Ceph cluster of one node in a folder of its own; one that is up already is used as it is.
+
+    MODELFS_CEPH_DIR names another folder, MODELFS_REQUIRE_CEPH=1 makes a missing Ceph fail.
+    """
+    if reason := _why_no_ceph():
+        (pytest.fail if CEPH_REQUIRED else pytest.skip)(reason)
+    was_up = endpoints.ceph_serves(CEPH_DIRECTORY)
+    endpoints.ceph_dev(CEPH_DIRECTORY, "up", port=endpoints.free_ceph_ports())
+    server = endpoints.ceph_server(CEPH_DIRECTORY)
+    yield server
+    server.client.close()
+    if not was_up and not IN_PARALLEL:  # another worker may still be using it
+        endpoints.ceph_dev(CEPH_DIRECTORY, "down")
+
+
+def _why_no_ceph() -> str | None:
+    missing = [tool for tool in endpoints.CEPH_TOOLS if not shutil.which(tool)]
+    if missing:
+        return f"Ceph is not installed ({missing[0]} is missing): tests/tools/ceph-dev install"
+    return None if os.getuid() == 0 else "starting a Ceph cluster needs root"
+
+
+@pytest.fixture
+def moto_bucket(moto_server: S3Server, tmp_path: Path) -> Iterator[S3Endpoint]:
+    """A fresh bucket on moto."""
+    with endpoints.fresh_bucket(moto_server, tmp_path) as bucket:
+        yield bucket
+
+
+@pytest.fixture
+def ceph_bucket(ceph: CephServer, tmp_path: Path) -> Iterator[S3Endpoint]:
+    """A fresh bucket on Ceph's gateway."""
+    with endpoints.fresh_bucket(ceph, tmp_path) as bucket:
+        yield bucket
+
+
+@pytest.fixture(params=["moto", pytest.param("ceph", marks=pytest.mark.ceph)])
+def bucket(request: pytest.FixtureRequest) -> S3Endpoint:
+    """A fresh bucket, once on moto and once on Ceph's gateway."""
+    endpoint: S3Endpoint = request.getfixturevalue(f"{request.param}_bucket")
+    return endpoint
