@@ -77,10 +77,19 @@ def run(
     try:
         daemon = _Daemon(config, mountpoint, layout, options, ready_fd)
         store = wrap_store(S3Store(_s3_settings(config)))
-        trio.run(daemon.main, store, make_operations, strict_exception_groups=False)
+        trio.run(daemon.main, store, make_operations)
+    except BaseExceptionGroup as group:
+        raise _only(group) from group
     finally:
         os.close(lock_fd)
     return 0
+
+
+def _only(error: BaseException) -> BaseException:
+    """Return the one error inside nested groups of one: what a person is told."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 def _lock(layout: Layout) -> int:

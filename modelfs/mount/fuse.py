@@ -68,7 +68,7 @@ def handler(
                 log.exception("%s failed by a bug", name)
                 raise pyfuse3.FUSEError(errno.EIO) from error
 
-        return wrapped
+        return wrapped  # type: ignore[return-value]  # functools.wraps names the first argument
 
     return wrap
 
@@ -169,9 +169,9 @@ class Operations(pyfuse3.Operations):
     async def symlink(
         self, parent: int, name: bytes, target: bytes, ctx: Any
     ) -> pyfuse3.EntryAttributes:
-        node = await self.tree.folder(parent).symlink(_text(name), _text(target), ctx.uid)
-        await node.refresh()
-        return self._shown(node)
+        return self._shown(
+            await self.tree.folder(parent).symlink(_text(name), _text(target), ctx.uid)
+        )
 
     @handler(is_bounded=False)
     async def rename(
@@ -260,8 +260,8 @@ class Operations(pyfuse3.Operations):
         )
 
     @handler(is_bounded=False)
-    async def read(self, fh: int, offset: int, size: int) -> bytes | bytearray:
-        return await self._handles[fh].read(offset, size)
+    async def read(self, fh: int, offset: int, size: int) -> bytes:
+        return await self._handles[fh].read(offset, size)  # type: ignore[return-value]  # any buffer
 
     @handler(is_bounded=False)
     async def write(self, fh: int, offset: int, data: bytes) -> int:

@@ -177,7 +177,7 @@ class ModelFolder(Level):
             return self.child(name, control.ModelControl, self.model)
         shelf = await self.services.library.shelf(self.model)
         if name in shelf.aliases:
-            return self.child(name, AliasLink)
+            return self.child(name, AliasLink, shelf.aliases[name])
         if name in shelf.ready or name in shelf.pending:
             version = VersionId(self.model, name)
             view = await self.services.library.view(version)
@@ -188,7 +188,10 @@ class ModelFolder(Level):
         shelf = await self.services.library.shelf(self.model)
         found: list[tuple[str, Maker]] = [
             (MAIN, partial(self.child, MAIN, WorkFolder, self.model)),
-            *((alias, partial(self.child, alias, AliasLink)) for alias in shelf.aliases),
+            *(
+                (a, partial(self.child, a, AliasLink, target))
+                for a, target in shelf.aliases.items()
+            ),
         ]
         for name in shelf.ready | shelf.pending:
             version = VersionId(self.model, name)
@@ -226,7 +229,7 @@ class ModelFolder(Level):
         if name in RESERVED:
             raise AlreadyExists(f"{name} is kept by modelfs")
         await self.services.library.make_alias(self.model, check_alias_name(name), target, uid)
-        return self.child(name, AliasLink)
+        return await self.lookup(name)
 
     async def unlink(self, name: str, uid: int) -> None:
         self.refuse_change()
@@ -282,9 +285,13 @@ class AliasLink(Node):
 
     kind = 0o120000  # stat.S_IFLNK
 
-    def __init__(self, tree: Tree, parent: Folder, name: str) -> None:
+    def __init__(self, tree: Tree, parent: Folder, name: str, target: str) -> None:
         super().__init__(tree, parent, name)
-        self._target = ""
+        self._target = target
+
+    def is_same(self, *args: object) -> bool:
+        self._target = str(args[0])
+        return True
 
     async def readlink(self) -> str:
         assert isinstance(self.parent, ModelFolder)

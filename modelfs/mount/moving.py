@@ -4,6 +4,8 @@ Every order is chosen so that a crash between two requests leaves a file twice, 
 at all.
 """
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import trio
@@ -34,15 +36,26 @@ async def delete_marker(services: Services, model: ModelId, path: str) -> None:
 
 async def delete_file(services: Services, model: ModelId, path: str) -> None:
     """Delete a file's object, then what is staged of it."""
-    registry = services.registry
-    staged = services.staging.get(model, path)
-    if staged is None:
-        await _delete_object(services, model, path)
-        return
-    async with staged.lock:  # an upload that is under way must not bring the object back
-        if staged.base is not None or registry.known_file(model, path) is not None:
+    known = services.registry.known_file(model, path)
+    async with _held(services, model, path) as staged:
+        if staged is None or staged.base is not None or known is not None:
             await _delete_object(services, model, path)
-        await services.staging.discard(staged)
+        if staged is not None:
+            await services.staging.discard(staged)
+
+
+@asynccontextmanager
+async def _held(services: Services, model: ModelId, path: str) -> AsyncIterator[StagedFile | None]:
+    """Hold what is staged at a path: meanwhile it is not uploaded, and does not settle.
+
+    An upload that is under way is waited for: it must not bring an object back later.
+    """
+    while (staged := services.staging.get(model, path)) is not None:
+        async with staged.lock:
+            if services.staging.get(model, path) is staged:
+                yield staged
+                return
+    yield None
 
 
 async def _delete_object(services: Services, model: ModelId, path: str) -> None:
@@ -89,26 +102,16 @@ async def move_file(
     services: Services, model: ModelId, path: str, to_model: ModelId, to_path: str
 ) -> None:
     """Rename a file: copy its object, delete the old one, move what is staged of it."""
-    staged = services.staging.get(model, path)
-    if staged is None:
-        await _move_object(services, model, path, to_model, to_path)
-        await _discard_target(services, to_model, to_path)
-        return
-    async with staged.lock:
-        copied: ObjectInfo | None
-        if staged.base is not None:
-            copied = await _move_object(services, model, path, to_model, to_path)
+    async with _held(services, model, path) as staged:
+        if staged is None or staged.base is not None:
+            base: ObjectInfo | None = await _move_object(services, model, path, to_model, to_path)
         else:
-            copied = services.registry.known_file(to_model, to_path)
-        await _discard_target(services, to_model, to_path)
-        await _move_staged(services, staged, to_model, to_path, copied)
-
-
-async def _discard_target(services: Services, model: ModelId, path: str) -> None:
-    target = services.staging.get(model, path)
-    if target is not None:
-        async with target.lock:
-            await services.staging.discard(target)
+            base = services.registry.known_file(to_model, to_path)
+        async with _held(services, to_model, to_path) as target:
+            if target is not None:
+                await services.staging.discard(target)
+        if staged is not None:
+            await _move_staged(services, staged, to_model, to_path, base)
 
 
 async def _move_staged(
@@ -192,9 +195,9 @@ async def _move_all_staged(
     to_path: str,
     copies: dict[str, ObjectInfo],
 ) -> None:
-    for staged in services.staging.below(model, path):
-        async with staged.lock:
-            if not staged.is_discarded and not staged.is_settling:
+    for found in services.staging.below(model, path):
+        async with _held(services, model, found.name) as staged:
+            if staged is not None:
                 relative = staged.name.removeprefix(f"{path}/")
                 await _move_staged(
                     services, staged, to_model, f"{to_path}/{relative}", copies.get(relative)

@@ -22,7 +22,7 @@ from modelfs.errors import (
 )
 from modelfs.mount import moving
 from modelfs.mount.handles import WorkHandle
-from modelfs.mount.tree import Attributes, Change, Folder, Handle, Maker, Node, Opened, Tree
+from modelfs.mount.tree import Attributes, Change, Folder, Maker, Node, Opened, Tree
 from modelfs.names import ModelId, check_component
 from modelfs.registry.listing import Folder as ListedFolder
 from modelfs.registry.objects import ObjectInfo

@@ -1,8 +1,8 @@
 """One registry: its namespaces, its models, their listings; metadata age and reachability.
 
-Async: every request runs in a thread of one of three pools (small requests, data in, data out). Listings
-live in memory, are answered from there for `metadata_ttl_s`, and are changed at once by
-what this mount does. Owned by the trio thread.
+Async: every request runs in a thread of one of three pools (small requests, data in, data
+out). Listings live in memory, are answered from there for `metadata_ttl_s`, and are changed
+at once by what this mount does. Owned by the trio thread.
 """
 
 import logging
@@ -382,10 +382,11 @@ class Registry:
         self._listings.pop(self.keys.namespace(namespace), None)
 
     async def _remove_marker(self, above: str, name: str) -> None:
-        if not (folder := self._listings.get(above)) or not folder.folders[""].has_marker:
-            if above != self.keys.prefix:  # what is above stays when its last key goes
-                info = await self.call(self.store.put_empty, above, {})
-                self._note_change(above, "", info)
+        listing = self._listings.get(above)
+        has_marker = listing is not None and listing.folders[""].has_marker
+        if not has_marker and above != self.keys.prefix:  # it stays when its last key goes
+            info = await self.call(self.store.put_empty, above, {})
+            self._note_change(above, "", info)
         await self.call(self.store.delete, f"{above}{name}/")
         self._note_change(above, f"{name}/", None)
 
