@@ -206,8 +206,8 @@ class S3Clients:
 
     def _no_answer(self, error: Exception) -> Exception:
         cause = error.kwargs.get("error") if isinstance(error, HTTPClientError) else None
-        if isinstance(cause, ModelfsError):  # our own body's, which botocore has wrapped
-            return cause
+        if isinstance(cause, Exception) and not isinstance(cause, OSError | HTTPError):
+            return cause  # raised by the body that was being sent, wrapped by botocore
         if isinstance(error, SSLError) and _CERTIFICATE.search(str(error)):
             return CertificateRejected(
                 f"{self._settings.endpoint}: its certificate cannot be verified; "

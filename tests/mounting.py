@@ -1,0 +1,181 @@
+"""A real mount in a process of its own, as a user has one."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.endpoints import S3Endpoint
+
+START_LIMIT_S = 30.0
+END_LIMIT_S = 30.0
+METADATA_TTL_S = 0.5
+TIMEOUT_S = 3.0
+
+
+def why_no_fuse() -> str | None:
+    """Return why nothing can be mounted here, or None."""
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return "/dev/fuse is missing, or not for this user"
+    return None
+
+
+class Mount:
+    """A mount of one bucket. `path` is the mountpoint, `main` the working tree of acme/llama.
+
+    `launcher` is the Python program that serves: the command line by default, a script of a
+    test that injects faults else.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        bucket: S3Endpoint,
+        *,
+        launcher: tuple[str, ...] = ("-m", "modelfs"),
+        endpoint: str | None = None,
+        **settings: object,
+    ) -> None:
+        self.path = folder / "hub"
+        self.store = folder / "store"
+        self.config = folder / "modelfs.toml"
+        self.log_file = folder / "daemon.log"
+        self.bucket = bucket
+        self._launcher = launcher
+        self._process: subprocess.Popen[bytes] | None = None
+        self.path.mkdir(parents=True, exist_ok=True)
+        values: dict[str, object] = {
+            "endpoint": endpoint or bucket.endpoint,
+            "bucket": bucket.bucket,
+            "credentials": str(bucket.credentials_file),
+            "mountpoint": str(self.path),
+            "store": str(self.store),
+            "metadata_ttl": METADATA_TTL_S,
+            "timeout": TIMEOUT_S,
+            **settings,
+        }
+        tables = {key: value for key, value in values.items() if isinstance(value, dict)}
+        lines = ["[registries.hub]"]
+        lines += [f"{k} = {json.dumps(v)}" for k, v in values.items() if k not in tables]
+        for name, table in tables.items():
+            lines.append(f"[registries.hub.{name}]")
+            lines += [f"{key} = {json.dumps(value)}" for key, value in table.items()]
+        self.config.write_text("\n".join(lines) + "\n")
+
+    @property
+    def model(self) -> Path:
+        return self.path / "acme" / "llama"
+
+    @property
+    def main(self) -> Path:
+        return self.model / "main"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> "Mount":
+        """Mount and return when the mount answers."""
+        ready, ready_writer = os.pipe()
+        with self.log_file.open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, *self._launcher, "--config", str(self.config)),
+                    *("mount", "hub", "--ready-fd", str(ready_writer)),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[ready_writer],
+                env={**os.environ, "PYTHONWARNINGS": "default"},
+            )
+        os.close(ready_writer)
+        with os.fdopen(ready, "rb") as answer:
+            said = answer.read()  # ends when the daemon closes it, or dies
+        assert said == b"ok\n", f"the mount did not start:\n{self.log()}"
+        return self
+
+    def log(self) -> str:
+        return self.log_file.read_text() if self.log_file.exists() else ""
+
+    def stop(self) -> int:
+        """End the daemon as systemd does; return its exit status."""
+        process, self._process = self._process, None
+        if process is None:
+            return 0
+        process.send_signal(signal.SIGTERM)
+        return process.wait(END_LIMIT_S)
+
+    def kill(self) -> None:
+        """End the daemon as a crash does. The dead mount stays."""
+        process, self._process = self._process, None
+        assert process is not None
+        process.kill()
+        process.wait(END_LIMIT_S)
+
+    def clean(self) -> None:
+        """End whatever is left, the mount included."""
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.stop()
+        if self._process is not None:
+            self.kill()
+        subprocess.run(["umount", "-l", str(self.path)], capture_output=True, check=False)
+
+    def status(self) -> Any:
+        return json.loads((self.path / ".modelfs" / "status.json").read_bytes())
+
+    def requests(self) -> dict[str, int]:
+        """Return how many requests of each kind the daemon has sent."""
+        return dict(self.status()["requests"])
+
+    @contextmanager
+    def counting(self) -> Iterator[dict[str, int]]:
+        """Fill the dictionary with the requests that are sent inside the block."""
+        before, sent = self.requests(), {}
+        yield sent
+        for operation, count in self.requests().items():
+            if count != before.get(operation, 0):
+                sent[operation] = count - before.get(operation, 0)
+
+    def key(self, path: str) -> str:
+        """Return the key of a file of acme/llama/main."""
+        return f"models/acme/llama/{path}"
+
+    def objects(self, prefix: str = "models/acme/llama/") -> dict[str, bytes]:
+        """Return path -> bytes of every object below a prefix, markers included."""
+        found: dict[str, bytes] = {}
+        pages = self.bucket.client.get_paginator("list_objects_v2")
+        for page in pages.paginate(Bucket=self.bucket.bucket, Prefix=prefix):
+            for item in page.get("Contents", ()):
+                found[item["Key"].removeprefix(prefix)] = self.bucket.get(item["Key"])
+        return found
+
+    def freeze(self, version: str, limit_s: float = 30.0) -> Path:
+        """Freeze acme/llama and return the version's folder when it is ready."""
+        folder = self.model / version
+        folder.mkdir()
+        wait_until(lambda: xattr(folder, "state") != "downloading", limit_s)
+        assert xattr(folder, "state") == "ready", self.log()
+        return folder
+
+
+def xattr(path: Path, name: str) -> str:
+    """Return an extended attribute of modelfs."""
+    return os.getxattr(path, f"user.modelfs.{name}").decode()
+
+
+def wait_until(condition: Callable[[], bool], limit_s: float = 10.0) -> None:
+    """Return when the condition holds; fail after a while."""
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end, "it did not come to hold in time"
+        time.sleep(0.05)
