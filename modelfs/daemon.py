@@ -111,12 +111,19 @@ def _s3_settings(config: RegistryConfig) -> S3Settings:
         endpoint=config.endpoint,
         bucket=config.bucket,
         region=config.region,
-        credentials=config.credentials,
+        credentials=config.credentials or _systemd_credentials(),
         ca_bundle=config.ca_bundle,
         addressing=config.addressing,
         timeout_s=config.timeout_s,
         connections=3 * config.parallel_requests,
     )
+
+
+def _systemd_credentials() -> Path | None:
+    """Return the file that the unit's LoadCredential=credentials:... has put there, if any."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    path = Path(folder) / "credentials" if folder else None
+    return path if path is not None and path.is_file() else None
 
 
 class _Daemon:
@@ -269,7 +276,7 @@ class _Daemon:
             )
 
     async def _end(self, services: Services) -> None:
-        """After the unmount: files that were open are closed now, so send what they left."""
+        """After the unmount: send what waits still (umount(8) does not ask before it acts)."""
         await self._drain(services)
         with trio.move_on_after(CACHE_SAVE_LIMIT_S):
             await services.cache.save_all()

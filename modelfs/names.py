@@ -19,7 +19,7 @@ KEY_MAX_BYTES = 1024  # S3's limit
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,99}")
 _VERSION = re.compile(r"(?=[0-9]|v[0-9])[A-Za-z0-9._+-]{1,100}")
-_NUMBERED = re.compile(r"v([0-9]{1,9})")
+_NUMBERED = re.compile(r"v([0-9]+)")
 
 
 @dataclass(frozen=True, slots=True, order=True)

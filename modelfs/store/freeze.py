@@ -31,7 +31,6 @@ from modelfs.concurrency import Threads
 from modelfs.errors import (
     AlreadyExists,
     ModelfsError,
-    NoSpace,
     NotFound,
     RegistryUnavailable,
     Stale,
@@ -112,26 +111,30 @@ class Freeze:
 
     async def run(self, when_ready: Callable[[Manifest], None]) -> None:
         """Go on until the version is ready or has failed, however long that takes."""
+        try:
+            with self.scope:
+                await self._run(when_ready)
+        finally:
+            os.close(self._lock_fd)
+            self.over.set()
+
+    async def _run(self, when_ready: Callable[[Manifest], None]) -> None:
         pause_s = RETRY_FIRST_S
-        with self.scope:
-            while self.state is State.DOWNLOADING:
-                try:
-                    await self._bring_all()
-                    await self._publish(when_ready)
-                except (RegistryUnavailable, NoSpace) as error:
-                    self._wait_because(str(error))
-                except (Stale, NotFound, WrongBytes) as error:
-                    await self._fail(str(error))
-                except ModelfsError as error:  # access denied and the like: a person can mend it
-                    self._wait_because(str(error))
-                except OSError as error:
-                    self._wait_because(f"the store: {error.strerror} ({error.filename})")
-                if self.state is State.DOWNLOADING:
-                    await trio.sleep(pause_s)
-                    pause_s = min(pause_s * 2, RETRY_MAX_S)
-                    await self._registry.wait_reachable()
-        os.close(self._lock_fd)
-        self.over.set()
+        while True:
+            try:
+                await self._bring_all()
+                await self._publish(when_ready)
+            except (Stale, NotFound, WrongBytes) as error:
+                await self._fail(str(error))
+            except ModelfsError as error:  # the registry is down, or refuses: that may pass
+                self._wait_because(str(error))
+            except OSError as error:
+                self._wait_because(f"the store: {error.strerror} ({error.filename})")
+            if self.state is not State.DOWNLOADING:
+                return
+            await trio.sleep(pause_s)
+            pause_s = min(pause_s * 2, RETRY_MAX_S)
+            await self._registry.wait_reachable()
 
     def _wait_because(self, reason: str) -> None:
         if reason != self.error:

@@ -233,7 +233,6 @@ class Library:
         except Exception:
             log.exception("the freeze of %s ended by a bug", freeze.manifest.id)
             freeze.state, freeze.error = State.FAILED, "a bug of modelfs: see the log"
-            freeze.over.set()
         if freeze.state is State.READY:
             self._freezes.pop(freeze.manifest.id, None)
         self._changed(freeze.manifest.id.model)
