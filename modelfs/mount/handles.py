@@ -83,7 +83,7 @@ class WorkHandle:
                 services.writeback.start(staged)
             await services.writeback.settle(staged)
             if not node.is_detached and node.staged is None:
-                node.settled_as(staged.base)
+                node.became(staged.base)
         node.tree.drop_unused(node)
 
 

@@ -25,7 +25,7 @@ from modelfs.mount.handles import WorkHandle
 from modelfs.mount.tree import Attributes, Change, Folder, Maker, Node, Opened, Tree
 from modelfs.names import ModelId, check_component
 from modelfs.registry.listing import Folder as ListedFolder
-from modelfs.registry.objects import ObjectInfo
+from modelfs.registry.objects import ObjectId, ObjectInfo
 from modelfs.store.cache import CachedFile
 from modelfs.store.parts import Urgency
 from modelfs.store.staging import StagedFile
@@ -198,6 +198,7 @@ class WorkFolder(Folder):
             path = into.path_of(new_name)
             await moving.move_file(self.services, self.model, self.path_of(name), into.model, path)
         self.tree.move(node, into, new_name)
+        _follow(node)
 
     async def _rename_folder(
         self, node: "WorkFolder", into: "WorkFolder", new_name: str, target: Node | None
@@ -224,7 +225,7 @@ class WorkFile(Node):
         self.handles: set[WorkHandle] = set()
         self.unlinked: StagedFile | None = None
         self._staging = trio.Lock()
-        self._pages_of: ObjectInfo | None = None  # what the kernel's pages were read from
+        self._pages_of: ObjectId | None = None  # what the kernel's pages were read from
 
     @property
     def folder(self) -> WorkFolder:
@@ -318,31 +319,39 @@ class WorkFile(Node):
         if staged is None:
             assert self.info is not None
             source = await self.services.cache.open(self.info)
+            staged = self.staged  # which another handle may have begun meanwhile
+            if self.info.id != source.info.id or (staged is not None and staged.is_settling):
+                self.services.cache.close(source)
+                raise Stale(f"{self.path} has changed")
         return self.opened(write=write, staged=staged, source=source)
 
     def opened(
         self, *, write: bool, staged: StagedFile | None, source: CachedFile | None = None
     ) -> Opened:
-        keeps_pages = staged is not None or self._pages_of == self.info
-        self._pages_of = self.info
+        object_id = self.info.id if self.info else None
+        keeps_pages = staged is not None or self._pages_of == object_id
+        self._pages_of = object_id
         handle = WorkHandle(self, write, source)
         handle.join(staged)
         self.handles.add(handle)
         return Opened(handle, keeps_pages)
 
-    def settled_as(self, info: ObjectInfo | None) -> None:
-        """The last user of the staged file is gone: from now on the node shows its object.
+    def became(self, info: ObjectInfo | None) -> None:
+        """Show another object with the same bytes: what was staged, renamed or touched.
 
-        The kernel's pages hold what was written, so they stay.
+        The kernel's pages stay where they were read from what the node has shown so far.
         """
-        self.info = self._pages_of = info
+        pages_are_right = self._pages_of == (self.info.id if self.info else None)
+        self.info = info
+        self._pages_of = info.id if info and pages_are_right else None
 
     async def _settled(self) -> StagedFile | None:
         """Return the staged file; one that is just going into the cache is waited for."""
         while (staged := self.staged) is not None and staged.is_settling:
             await staged.settled.wait()
-            if not self.is_detached:
-                self.info = staged.base or self.info
+            if self.is_detached:
+                return None
+            self.info = staged.base or self.info
         return staged
 
     async def stage(self) -> StagedFile:
@@ -410,9 +419,7 @@ class WorkFile(Node):
         if info is None or self.is_detached or self._mtime_ns(info) == mtime_ns:
             return
         copied = await moving.touch(self.services, self.model, self.path, info, mtime_ns)
-        self.info = copied
-        if self._pages_of is not None and self._pages_of.id == info.id:
-            self._pages_of = copied
+        self.became(copied)
         if staged is not None:
             staged.base, staged.base_etag, staged.mtime_ns = copied, copied.id.etag, mtime_ns
 
@@ -435,3 +442,14 @@ class WorkFile(Node):
         if info is not None:
             found["etag"] = info.id.etag
         return found
+
+
+def _follow(node: Node) -> None:
+    """After a rename: let the files at and below a node show their objects' new keys."""
+    if isinstance(node, WorkFile) and node.info is not None:
+        info = node.services.registry.known_file(node.model, node.path)
+        if info is not None:
+            node.became(info)
+    elif isinstance(node, WorkFolder):
+        for child in node.children.values():
+            _follow(child)

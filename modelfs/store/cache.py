@@ -186,14 +186,13 @@ class Cache:
     def rename(self, old: ObjectId, new: ObjectInfo) -> None:
         """Keep the bytes of an object that was copied to another key inside the registry."""
         file = self._files.get(old)
-        if file is None or file.users or new.id in self._files:
+        if file is None or new.id in self._files:
             return
-        moved = CachedFile(file.path, new, file.part_size, self)
-        moved.present, moved.present_bytes = file.present, file.present_bytes
-        moved.is_sealed, moved.is_checked = file.is_sealed, file.is_checked
-        self._remove(file)
+        del self._files[old]
+        file.info = new
+        self._files[new.id] = file
         self._remove_files(sidecar.path_of(self._folder, old))
-        self._insert(moved)
+        self._save_soon(file)
 
     def learn(self, info: ObjectInfo) -> None:
         """Remember the mtime recorded in an object's metadata, its bytes cached or not."""
