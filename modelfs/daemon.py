@@ -146,13 +146,14 @@ class _Daemon:
 
     async def main(self, store: ObjectStore, make_operations: MakeOperations) -> None:
         async with trio.open_nursery() as nursery:
-            services = self._build(store, Background(nursery))
+            background = Background(nursery)
+            services = self._build(store, background)
             await self._check_registry(services)
             await services.cache.load()
             for staged in await services.staging.load():
                 services.writeback.start(staged)
-            nursery.start_soon(services.registry.watch, name="registry watch")
-            nursery.start_soon(services.library.keep_resuming, name="pending freezes")
+            background.start_soon(services.registry.watch, name="registry watch")
+            background.start_soon(services.library.keep_resuming, name="pending freezes")
             self._tree = Tree(services, lambda tree: RootFolder(tree, None, ""))
             await self._serve(services, make_operations(self._tree))
             await self._end(services)

@@ -80,10 +80,14 @@ def prepare(mountpoint: Path) -> None:
 
 
 def _is_dead(mountpoint: Path) -> bool:
-    """Ask in another process, within a limit: the answer of a mount that hangs is no."""
+    """Ask in another process, within a limit: the answer of a mount that hangs is no.
+
+    A statfs is asked of the daemon every time; a stat of a mount whose daemon was killed a
+    moment ago is still answered from the kernel's memory.
+    """
     try:
         done = subprocess.run(
-            ["stat", "-c", "", str(mountpoint)],
+            ["stat", "-f", "-c", "", str(mountpoint)],
             capture_output=True,
             timeout=PROBE_LIMIT_S,
             env={**os.environ, "LC_ALL": "C"},

@@ -3,6 +3,7 @@
 On disk, below `pending/NS/MODEL/VERSION/`:
 
     manifest.json   what was listed at mkdir; never changed
+    needed          how many bytes of that must be fetched
     lock            held (flock) by the daemon that works on it
     failed          why it cannot be finished, where that is so
     partial/        files that are coming, by their number in the manifest
@@ -41,7 +42,7 @@ from modelfs.registry.objects import ObjectId, ObjectInfo
 from modelfs.registry.registry import Registry
 from modelfs.store import versions
 from modelfs.store.cache import Cache, CachedFile
-from modelfs.store.layout import Layout, sync_folder, write_durably
+from modelfs.store.layout import Layout, copy_durably, sync_folder, write_durably
 from modelfs.store.manifest import Entry, Manifest, folders_of
 from modelfs.store.parts import Fetcher, PartFile, Urgency
 
@@ -271,8 +272,10 @@ class Freeze:
 # ------------------------------------------------------- on the disk, in threads
 
 
-def claim(layout: Layout, manifest: Manifest) -> int:
+def claim(layout: Layout, manifest: Manifest, needed_bytes: int) -> int:
     """Make the pending folder of a new freeze and return its locked file.
+
+    `needed_bytes` is what it will fetch: other freezes leave that much space.
 
     Exclusive over all nodes: the folder is made whole under another name and renamed, and
     a rename onto a folder that is not empty fails. Raises AlreadyExists, NoSpace.
@@ -285,6 +288,7 @@ def claim(layout: Layout, manifest: Manifest) -> int:
     lock_fd = os.open(made / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        (made / "needed").write_text(str(needed_bytes))
         write_durably(made / "manifest.json", manifest.to_json())
         versions.check_unused(layout, version)
         try:
@@ -310,10 +314,26 @@ def _check_still_unused(layout: Layout, version: VersionId) -> None:
 
 
 def _remove_claim(folder: Path) -> None:
-    for name in ("manifest.json", "lock"):
+    for name in ("manifest.json", "needed", "lock"):
         (folder / name).unlink(missing_ok=True)
     if folder.exists():
         folder.rmdir()
+
+
+def reserved_bytes(layout: Layout) -> int:
+    """Return how many bytes the freezes under way, on all nodes, have yet to write."""
+    reserved = 0
+    for path in layout.pending_root.glob("*/*/*/needed"):
+        folder = path.parent
+        if folder.name.startswith(".") or (folder / "failed").exists():
+            continue
+        try:
+            found = [os.stat(os.path.join(w, n)) for w, _, names in os.walk(folder) for n in names]
+            here = sum(file.st_blocks * 512 for file in found if file.st_nlink == 1)
+            reserved += max(0, int(path.read_text()) - here)
+        except (OSError, ValueError):
+            continue  # it ended just now
+    return reserved
 
 
 def take_over(layout: Layout, version: VersionId) -> int | None:
@@ -378,8 +398,14 @@ def unchanged_files(layout: Layout, manifest: Manifest) -> Mapping[ObjectId, tup
 
 
 def _link(source: Path, target: Path) -> None:
+    """Link a finished file, or copy it where links end: at a quota's realm, at a full inode."""
     target.unlink(missing_ok=True)
-    os.link(source, target)
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EMLINK):
+            raise
+        copy_durably(source, target)
 
 
 def _hashes(path: Path, with_md5: bool) -> tuple[str, str | None]:

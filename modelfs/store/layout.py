@@ -120,6 +120,23 @@ def write_durably(path: Path, content: bytes) -> None:
     sync_folder(path.parent)
 
 
+def copy_durably(source: Path, target: Path) -> None:
+    """Copy a file with its mode, times and attributes: whole or not at all."""
+    temporary = target.with_name(f".{uuid.uuid4().hex}")
+    try:
+        shutil.copyfile(source, temporary)
+        shutil.copystat(source, temporary)
+        fd = os.open(temporary, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 def remove_tree(path: Path) -> None:
     """Remove a folder whose files may be read-only; one that is gone is no error."""
 

@@ -169,8 +169,8 @@ class Library:
         if writing:
             raise Busy(f"{writing[0].name} is being written, or waits for its upload")
         manifest = await self._pin(version, uid)
-        await self._check_space(manifest)
-        lock_fd = await self._disk.run(freezing.claim, self.layout, manifest)
+        needed = await self._check_space(manifest)
+        lock_fd = await self._disk.run(freezing.claim, self.layout, manifest, needed)
         self._start(manifest, lock_fd)
 
     async def _pin(self, version: VersionId, uid: int) -> Manifest:
@@ -198,19 +198,25 @@ class Library:
             files=files,
         )
 
-    async def _check_space(self, manifest: Manifest) -> None:
+    async def _check_space(self, manifest: Manifest) -> int:
+        """Return how many bytes must be fetched; raises NoSpace where they do not fit.
+
+        What the freezes under way will still write is counted as used.
+        """
         here = await self._disk.run(freezing.unchanged_files, self.layout, manifest)
         needed = sum(
             entry.size
             for entry in manifest.files
             if entry.object.id not in here and not self._cache.complete_file(entry.object.id)
         )
-        free, _ = await self._disk.run(free_bytes, self.layout.root)
-        if needed > free:
+        free, _ = await self._disk.run(free_bytes, self.layout.models)
+        reserved = await self._disk.run(freezing.reserved_bytes, self.layout)
+        if needed and needed > free - reserved:
             raise NoSpace(
                 f"{manifest.id} needs {needed} bytes more, the store {self.layout.root} "
-                f"has {free} free"
+                f"has {free} free, {reserved} of them promised to other freezes"
             )
+        return needed
 
     def _start(self, manifest: Manifest, lock_fd: int) -> None:
         freeze = Freeze(
@@ -263,6 +269,7 @@ class Library:
 
     async def keep_resuming(self) -> None:
         """Look for freezes of nodes that died; runs for ever."""
+        await self._disk.run(versions.sweep_all, self.layout)
         while True:
             try:
                 await self.resume()

@@ -4,8 +4,10 @@ The store is shared by nodes, so nothing here is remembered between calls; names
 and vanish by rename alone, and an exclusive create or rename decides between two nodes.
 """
 
+import errno
 import json
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Iterator
@@ -14,9 +16,10 @@ from pathlib import Path
 
 from modelfs.errors import AlreadyExists, Busy, InvalidName, NotFound
 from modelfs.names import LATEST, ModelId, VersionId, is_version_name
-from modelfs.store.layout import Layout, remove_tree, sync_folder, write_durably
+from modelfs.store.layout import Layout, copy_durably, remove_tree, sync_folder, write_durably
 from modelfs.store.manifest import Manifest, from_json
 
+CLAIM_MAX_S = 3600.0  # a claim is made within seconds
 ALIAS_LOG_MAX = 10 << 20  # bytes; the older half is dropped when it is longer
 
 
@@ -94,9 +97,28 @@ def publish(layout: Layout, manifest: Manifest, files: Path) -> None:
     target = layout.version(version)
     target.parent.mkdir(parents=True, exist_ok=True)
     files.chmod(0o755)  # to move a folder, its owner must be allowed to write in it
-    files.rename(target)
+    try:
+        files.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _move_across(files, target)
     target.chmod(0o555)
     sync_folder(target.parent)
+
+
+def _move_across(files: Path, target: Path) -> None:
+    """Move a folder into another quota's realm: copied under a hidden name, then renamed."""
+    copied = target.with_name(f".removed-{target.name}-{uuid.uuid4().hex}")  # if it is left
+    for folder, _, names in os.walk(files):
+        into = copied / os.path.relpath(folder, files)
+        into.mkdir()
+        for name in names:
+            copy_durably(Path(folder, name), into / name)
+    for folder, _, _ in os.walk(copied, topdown=False):
+        shutil.copystat(files / os.path.relpath(folder, copied), folder)
+        sync_folder(Path(folder))
+    copied.rename(target)
 
 
 def retire(layout: Layout, version: VersionId) -> None:
@@ -117,10 +139,8 @@ def retire(layout: Layout, version: VersionId) -> None:
     retired.parent.mkdir(parents=True, exist_ok=True)
     manifest = layout.manifest(version)
     write_durably(retired, manifest.read_bytes() if manifest.exists() else b"{}\n")
-    trash = layout.pending_model(version.model)
-    trash.mkdir(parents=True, exist_ok=True)
     target.chmod(0o755)
-    target.rename(trash / f".removed-{version.version}-{uuid.uuid4().hex}")
+    target.rename(target.with_name(f".removed-{version.version}-{uuid.uuid4().hex}"))
     sync_folder(target.parent)
     manifest.unlink(missing_ok=True)
     layout.checksums(version).unlink(missing_ok=True)
@@ -128,11 +148,22 @@ def retire(layout: Layout, version: VersionId) -> None:
 
 
 def sweep(layout: Layout, model: ModelId) -> None:
-    """Remove the bytes of removed versions of a model, and what made freezes left."""
-    folder = layout.pending_model(model)
-    if folder.is_dir():
+    """Remove the bytes of removed versions and of given up freezes of a model."""
+    for folder in (layout.model(model), layout.pending_model(model)):
         for path in folder.glob(".removed-*"):
             remove_tree(path)
+
+
+def sweep_all(layout: Layout) -> None:
+    """Remove what earlier daemons had begun to remove, and claims that were never finished."""
+    for namespace in namespaces(layout):
+        names = {*_names(layout.models / namespace), *_names(layout.pending_root / namespace)}
+        for name in names:
+            model = ModelId(namespace, name)
+            sweep(layout, model)
+            for path in layout.pending_model(model).glob(".made-*"):
+                if time.time() - path.stat().st_mtime > CLAIM_MAX_S:
+                    remove_tree(path)
 
 
 def follow_latest(layout: Layout, model: ModelId) -> str | None:
