@@ -76,7 +76,7 @@ def run(
     lock_fd = _lock(layout)
     try:
         daemon = _Daemon(config, mountpoint, layout, options, ready_fd)
-        store = wrap_store(S3Store(_s3_settings(config)))
+        store = wrap_store(S3Store(S3Settings.of(config)))
         trio.run(daemon.main, store, make_operations)
     except BaseExceptionGroup as group:
         raise _only(group) from group
@@ -106,26 +106,6 @@ def _lock(layout: Layout) -> int:
     return fd
 
 
-def _s3_settings(config: RegistryConfig) -> S3Settings:
-    return S3Settings(
-        endpoint=config.endpoint,
-        bucket=config.bucket,
-        region=config.region,
-        credentials=config.credentials or _systemd_credentials(),
-        ca_bundle=config.ca_bundle,
-        addressing=config.addressing,
-        timeout_s=config.timeout_s,
-        connections=3 * config.parallel_requests,
-    )
-
-
-def _systemd_credentials() -> Path | None:
-    """Return the file that the unit's LoadCredential=credentials:... has put there, if any."""
-    folder = os.environ.get("CREDENTIALS_DIRECTORY")
-    path = Path(folder) / "credentials" if folder else None
-    return path if path is not None and path.is_file() else None
-
-
 class _Daemon:
     """One mount, from its start to its end."""
 
@@ -143,6 +123,7 @@ class _Daemon:
         self._options = options
         self._ready_fd = ready_fd
         self._tree: Tree | None = None
+        self._drain_until: float | None = None
 
     async def main(self, store: ObjectStore, make_operations: MakeOperations) -> None:
         async with trio.open_nursery() as nursery:
@@ -267,18 +248,21 @@ class _Daemon:
                 pyfuse3.terminate()
 
     async def _drain(self, services: Services) -> None:
-        with trio.move_on_after(self._config.drain_timeout_s):
+        """Send what waits; before and after the unmount there is one `drain_timeout` for both."""
+        if self._drain_until is None:
+            self._drain_until = trio.current_time() + self._config.drain_timeout_s
+        with trio.move_on_at(self._drain_until):
             await services.writeback.drain()
+
+    async def _end(self, services: Services) -> None:
+        """After the unmount: send what waits still (umount(8) does not ask before it acts)."""
+        await self._drain(services)
         for staged in services.writeback.waiting():
             log.error(
                 "%s/main/%s is not in the registry yet: it stays staged and is sent at the "
                 "next start (%s)",
                 *(staged.model, staged.name, staged.error or "the time was up"),
             )
-
-    async def _end(self, services: Services) -> None:
-        """After the unmount: send what waits still (umount(8) does not ask before it acts)."""
-        await self._drain(services)
         with trio.move_on_after(CACHE_SAVE_LIMIT_S):
             await services.cache.save_all()
 

@@ -12,7 +12,17 @@ from pathlib import Path
 
 import click
 
-from modelfs.cli import freezing, listing, models, serving, showing, versions
+from modelfs.cli import (
+    comparing,
+    freezing,
+    listing,
+    models,
+    rolling,
+    serving,
+    showing,
+    verifying,
+    versions,
+)
 from modelfs.cli.options import Settings
 from modelfs.cli.output import complain
 from modelfs.errors import ModelfsError
@@ -86,7 +96,10 @@ for _command in (
     freezing.wait,
     versions.path,
     models.alias,
+    comparing.diff,
+    rolling.rollback,
     versions.rm,
+    verifying.verify,
     showing.status,
     showing.demo,
 ):

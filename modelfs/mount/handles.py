@@ -1,5 +1,6 @@
 """Open files."""
 
+import logging
 from typing import TYPE_CHECKING
 
 from modelfs.errors import ReadOnly, Stale
@@ -11,6 +12,8 @@ from modelfs.store.staging import Promise, StagedFile
 
 if TYPE_CHECKING:
     from modelfs.mount.working import WorkFile
+
+log = logging.getLogger(__name__)
 
 
 class WorkHandle:
@@ -63,12 +66,16 @@ class WorkHandle:
         object must not be replaced by nothing then.
         """
         staged = self.staged
-        if self.is_writer and staged is not None and staged.is_dirty and staged.is_written:
+        if not self.is_writer or staged is None:
+            return
+        _check_whole(staged)
+        if staged.is_dirty and staged.is_written:
             await self.node.services.writeback.publish(staged)
 
     async def fsync(self) -> None:
         staged = self.staged
         if staged is not None and staged.is_dirty:
+            _check_whole(staged)
             await self.node.services.staging.promise(staged, Promise.CLOSED, durable=True)
 
     async def release(self) -> None:
@@ -78,13 +85,32 @@ class WorkHandle:
             services.cache.close(self.source)
         if staged is not None:
             staged.users -= 1
-            if self.is_writer and staged.is_dirty:
-                await services.staging.promise(staged, Promise.CLOSED, durable=False)
+            if staged.failure is not None:
+                await self._give_up(staged)
+            elif self.is_writer and staged.is_dirty:
+                try:
+                    await services.staging.promise(staged, Promise.CLOSED, durable=False)
+                except OSError as error:  # a full disk: the upload gives room, and needs none
+                    log.warning("%s: its record cannot be written: %s", node.name, error)
                 services.writeback.start(staged)
             await services.writeback.settle(staged)
             if not node.is_detached and node.staged is None:
-                node.became(staged.base)
+                if staged.failure is None:
+                    node.became(staged.base)
+                else:
+                    node.went_back_to(staged.base)
         node.tree.drop_unused(node)
+
+    async def _give_up(self, staged: StagedFile) -> None:
+        """After the last close(), which has failed: the object stays what it was."""
+        if not staged.users and not staged.is_discarded:
+            log.error("%s is not kept: %s", self.node.name, staged.failure)
+            await self.node.services.staging.discard(staged)
+
+
+def _check_whole(staged: StagedFile) -> None:
+    if staged.failure is not None:
+        raise OSError(staged.failure.errno, f"a write failed: {staged.failure.strerror}")
 
 
 class FrozenHandle:

@@ -101,6 +101,7 @@ class RootFolder(Level):
         if await node.entries():
             raise NotEmpty(f"the namespace {name} has models")
         await self.services.registry.remove_namespace(name)
+        await self.services.library.forget_empty(name)
         self.tree.detach(node)
 
 

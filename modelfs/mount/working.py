@@ -55,7 +55,8 @@ class WorkFolder(Folder):
         return self.parent.path_of(self.name)
 
     def path_of(self, name: str) -> str:
-        return f"{self.path}/{name}" if self.path else name
+        path = self.path
+        return f"{path}/{name}" if path else name
 
     def refuse_change(self) -> None:
         if self.services.config.read_only:
@@ -153,7 +154,7 @@ class WorkFolder(Folder):
         if not isinstance(node, WorkFile):
             raise IsAFolder(f"{name} is a folder")
         await self.keep()
-        node.unlinked = node.staged
+        await node.before_its_name_goes()
         await moving.delete_file(self.services, self.model, node.path)
         self.tree.detach(node)
 
@@ -175,6 +176,7 @@ class WorkFolder(Folder):
     ) -> None:
         self.refuse_change()
         if not isinstance(into, WorkFolder):
+            into.refuse_change()
             raise NotPermitted(f"{name} stays in a main/: versions are made by mkdir")
         node = await self.lookup(name)
         check_component(new_name)
@@ -194,7 +196,7 @@ class WorkFolder(Folder):
                 raise IsAFolder(f"{new_name} is a folder")
             await self.keep()
             if isinstance(target, WorkFile):
-                target.unlinked = target.staged
+                await target.before_its_name_goes()
             path = into.path_of(new_name)
             await moving.move_file(self.services, self.model, self.path_of(name), into.model, path)
         self.tree.move(node, into, new_name)
@@ -263,6 +265,16 @@ class WorkFile(Node):
         self.info = info or self.info
         return True
 
+    @property
+    def has_writers(self) -> bool:
+        return any(handle.is_writer for handle in self.handles)
+
+    async def before_its_name_goes(self) -> None:
+        """See that whoever has the file open to write can go on: its object is about to go."""
+        if self.has_writers:
+            await self.stage()
+        self.unlinked = self.staged
+
     def refuse_change(self) -> None:
         self.folder.refuse_change()
 
@@ -312,9 +324,13 @@ class WorkFile(Node):
                 raise Stale(f"{self.path} has changed")  # the kernel looks it up anew
         if truncate:
             staged = await self._stage(0)
-            if staged.size:
-                await self.services.staging.truncate(staged, 0)
-            staged.is_written = False
+            staged.users += 1  # it must not settle while it is cut
+            try:
+                if staged.size:
+                    await self.services.staging.truncate(staged, 0)
+                staged.is_written = False
+            finally:
+                staged.users -= 1
         source = None
         if staged is None:
             assert self.info is not None
@@ -345,6 +361,10 @@ class WorkFile(Node):
         self.info = info
         self._pages_of = info.id if info and pages_are_right else None
 
+    def went_back_to(self, info: ObjectInfo | None) -> None:
+        """Show the object of before a write that failed; the kernel's pages hold that write."""
+        self.info, self._pages_of = info, None
+
     async def _settled(self) -> StagedFile | None:
         """Return the staged file; one that is just going into the cache is waited for."""
         while (staged := self.staged) is not None and staged.is_settling:
@@ -373,10 +393,12 @@ class WorkFile(Node):
             else:
                 source = await services.cache.open(info)
                 try:
-                    await services.fetcher.bring(source, range(source.part_count), Urgency.DEMAND)
-                    staged = await services.staging.create(
-                        self.model, self.path, info, source, size
-                    )
+                    parts = range(source.part_count)
+                    with source.pinned(parts):  # until they are copied
+                        await services.fetcher.bring(source, parts, Urgency.DEMAND)
+                        staged = await services.staging.create(
+                            self.model, self.path, info, source, size
+                        )
                 finally:
                     services.cache.close(source)
             for handle in self.handles:
@@ -403,7 +425,7 @@ class WorkFile(Node):
         staged.users += 1
         try:
             await self.services.staging.truncate(staged, size)
-            if not self.handles:  # truncate(2): there is no close() to wait for
+            if not self.has_writers:  # truncate(2): there is no close() to wait for
                 await self.services.writeback.publish(staged)
         finally:
             staged.users -= 1
@@ -414,14 +436,26 @@ class WorkFile(Node):
         if staged is not None and staged.is_dirty:
             staged.mtime_ns = mtime_ns
             staged.is_written = True
+            if staged.lock.locked():  # an upload under way has sent the time before
+                staged.generation += 1
             return
         info = staged.base if staged is not None else self.info
         if info is None or self.is_detached or self._mtime_ns(info) == mtime_ns:
             return
-        copied = await moving.touch(self.services, self.model, self.path, info, mtime_ns)
-        self.became(copied)
-        if staged is not None:
+        if staged is None:
+            self.became(await self._touch(info, mtime_ns))
+            return
+        staged.users += 1  # it must not settle as the object of before
+        try:
+            copied = await self._touch(info, mtime_ns)
+            self.became(copied)
             staged.base, staged.base_etag, staged.mtime_ns = copied, copied.id.etag, mtime_ns
+        finally:
+            staged.users -= 1
+            await self.services.writeback.settle(staged)
+
+    async def _touch(self, info: ObjectInfo, mtime_ns: int) -> ObjectInfo:
+        return await moving.touch(self.services, self.model, self.path, info, mtime_ns)
 
     # ----------------------------------------------------------- attributes
 

@@ -70,3 +70,10 @@ class CredentialsFile:
             section["aws_secret_access_key"],
             section.get("aws_session_token") or None,
         )
+
+
+def systemd_credentials() -> Path | None:
+    """Return the file that the unit's LoadCredential=credentials:... has put there, if any."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    path = Path(folder) / "credentials" if folder else None
+    return path if path is not None and path.is_file() else None

@@ -79,7 +79,9 @@ class Listing:
         """Make the folder at `path`, and those above it; a file of that name is hidden."""
         folder = self.folders.get(path)
         if folder is None:
-            folder = self.folders[path] = Folder()
+            top = self.folders.get("")
+            known_at = top.listed_at if top is not None and self.is_whole else 0.0
+            folder = self.folders[path] = Folder(listed_at=known_at)
             if path:
                 parent, _, name = path.rpartition("/")
                 above = self.add_folder(parent)
@@ -94,7 +96,8 @@ class Listing:
         parent, _, name = bare.rpartition("/")
         above = self.folders.get(parent)
         if path.endswith("/"):
-            self.folders.pop(bare, None)
+            for below in [p for p in self.folders if p == bare or p.startswith(path)]:
+                del self.folders[below]
             if above is not None and bare:
                 above.folders.discard(name)
         elif above is not None:

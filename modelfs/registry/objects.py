@@ -93,14 +93,28 @@ class ObjectStore(Protocol):
     def list_page(self, prefix: str, *, by_folder: bool, token: str | None = None) -> ListPage:
         """List keys below `prefix`: all of them, or (by_folder) up to the next slash."""
 
+    def is_versioned(self) -> bool:
+        """Tell whether the bucket keeps the versions of its objects."""
+
+    def list_versions_page(self, prefix: str, *, token: str | None = None) -> ListPage:
+        """List the current version of every key below `prefix`, with its VersionId."""
+
     def head(self, key: str) -> ObjectInfo:
         """Ask for one object with its metadata; raises NotFound."""
 
     def get_range(
-        self, object_id: ObjectId, offset: int, length: int, fd: int, at: int, progress: Progress
+        self,
+        object_id: ObjectId,
+        offset: int,
+        length: int,
+        fd: int,
+        at: int,
+        progress: Progress,
+        version_id: str | None = None,
     ) -> ObjectInfo:
         """Write bytes [offset, offset + length) of one state of an object into `fd` at `at`.
 
+        With `version_id`, of that version of it, also when it is no longer the current one.
         The body goes through a small reused buffer. Raises Stale where the object is no
         longer in that state (If-Match), NotFound where it is gone, WrongBytes where the
         registry answers with another range, RegistryUnavailable where it promised the right

@@ -7,7 +7,8 @@ at once by what this mount does. Owned by the trio thread.
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -277,18 +278,19 @@ class Registry:
         self, listing: Listing, prefix: str, *, pages_max: int | None, by_folder: bool = False
     ) -> bool:
         """Add every page below `prefix`; return False where there are more than `pages_max`."""
-        pages = 0
-        async for page in self._pages(prefix, by_folder=by_folder):
-            for info in page.objects:
-                listing.add(info)
-            for key in page.folders:
-                listing.add(ObjectInfo(ObjectId(key, ""), 0, 0))
-            pages += 1
-            if pages == pages_max and page.token is not None:
-                return False
+        count = 0
+        async with aclosing(self._pages(prefix, by_folder=by_folder)) as pages:
+            async for page in pages:
+                for info in page.objects:
+                    listing.add(info)
+                for key in page.folders:
+                    listing.add(ObjectInfo(ObjectId(key, ""), 0, 0))
+                count += 1
+                if count == pages_max and page.token is not None:
+                    return False
         return True
 
-    async def _pages(self, prefix: str, *, by_folder: bool) -> AsyncIterator[ListPage]:
+    async def _pages(self, prefix: str, *, by_folder: bool) -> AsyncGenerator[ListPage, None]:
         token: str | None = None
         while True:
             request = partial(self.store.list_page, prefix, by_folder=by_folder, token=token)

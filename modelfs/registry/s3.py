@@ -63,6 +63,21 @@ class S3Store:
             )
             return answers.list_page_of(answer)
 
+    def is_versioned(self) -> bool:
+        with self._translated():
+            answer = self._fast.get_bucket_versioning(Bucket=self._bucket)
+        return answer.get("Status") == "Enabled"
+
+    def list_versions_page(self, prefix: str, *, token: str | None = None) -> ListPage:
+        wish: dict[str, Any] = {}
+        if token is not None:
+            wish["KeyMarker"], _, wish["VersionIdMarker"] = token.rpartition("\0")
+        with self._translated():
+            answer = self._fast.list_object_versions(
+                Bucket=self._bucket, Prefix=prefix, MaxKeys=PAGE_KEYS, EncodingType="url", **wish
+            )
+            return answers.versions_page_of(answer)
+
     def head(self, key: str) -> ObjectInfo:
         return self._head(key)[0]
 
@@ -72,14 +87,23 @@ class S3Store:
             return answers.info_of(key, answer, answer["ContentLength"]), answer
 
     def get_range(
-        self, object_id: ObjectId, offset: int, length: int, fd: int, at: int, progress: Progress
+        self,
+        object_id: ObjectId,
+        offset: int,
+        length: int,
+        fd: int,
+        at: int,
+        progress: Progress,
+        version_id: str | None = None,
     ) -> ObjectInfo:
+        wish: dict[str, Any] = {"VersionId": version_id} if version_id else {}
         with self._translated(object_id.key):
             answer = self._fast.get_object(
                 Bucket=self._bucket,
                 Key=object_id.key,
                 Range=f"bytes={offset}-{offset + length - 1}",
                 IfMatch=f'"{object_id.etag}"',
+                **wish,
             )
             body = answer["Body"]
             try:

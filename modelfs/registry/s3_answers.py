@@ -232,6 +232,23 @@ def list_page_of(answer: Answer) -> ListPage:
     )
 
 
+def versions_page_of(answer: Answer) -> ListPage:
+    """Return the current versions in a page of ListObjectVersions, with their VersionIds."""
+    encoded = answer.get("EncodingType") == "url"
+    token = None
+    if answer["IsTruncated"]:
+        marker = answer["NextKeyMarker"]  # AWS encodes it too, Ceph does not
+        listed = [*answer.get("Versions", ()), *answer.get("DeleteMarkers", ())]
+        if marker not in {_key(entry["Key"], encoded) for entry in listed}:
+            marker = _key(marker, encoded)
+        token = f"{marker}\0{answer.get('NextVersionIdMarker', '')}"
+    return ListPage(
+        [_listed(entry, encoded) for entry in answer.get("Versions", ()) if entry["IsLatest"]],
+        [],
+        token,
+    )
+
+
 def _listed(entry: Answer, encoded: bool) -> ObjectInfo:
     etag = etag_of(entry)
     return ObjectInfo(
@@ -239,6 +256,7 @@ def _listed(entry: Answer, encoded: bool) -> ObjectInfo:
         entry["Size"],
         nanoseconds(entry["LastModified"]),
         md5=etag if is_md5(etag) else None,
+        version_id=entry.get("VersionId"),
     )
 
 

@@ -46,11 +46,13 @@ from modelfs.errors import (
     RegistryUnavailable,
 )
 from modelfs.registry import s3_answers as answers
-from modelfs.registry.credentials import CredentialsFile
+from modelfs.registry.credentials import CredentialsFile, systemd_credentials
 from modelfs.registry.s3_errors import error_of
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+
+    from modelfs.config import RegistryConfig
 
 MIB = 1 << 20
 CONNECT_MAX_S = 5.0
@@ -78,6 +80,20 @@ class S3Settings:
     connections: int = 16
     copy_limit_bytes: int = 512 * MIB  # larger objects are copied in parts
     copy_part_bytes: int = 256 * MIB
+
+    @classmethod
+    def of(cls, config: "RegistryConfig") -> "S3Settings":
+        """Return the settings of a registry of the configuration."""
+        return cls(
+            endpoint=config.endpoint,
+            bucket=config.bucket,
+            region=config.region,
+            credentials=config.credentials or systemd_credentials(),
+            ca_bundle=config.ca_bundle,
+            addressing=config.addressing,
+            timeout_s=config.timeout_s,
+            connections=3 * config.parallel_requests,
+        )
 
 
 class _FileCredentials(Credentials):

@@ -12,7 +12,7 @@ means that its bytes are never changed, only its name in the cache is taken away
 import logging
 import os
 import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,13 +54,16 @@ class CachedFile(PartFile):
     def __init__(self, path: Path, info: ObjectInfo, part_size: int, owner: "Cache") -> None:
         super().__init__(path, info, part_size, owner)
         self.opening = trio.Lock()
+        self.saving = trio.Lock()
         self.is_sealed = False
         self.is_checked = False
         self.is_unsaved = False
 
     @property
     def open_flags(self) -> int:
-        return os.O_RDONLY if self.is_sealed else super().open_flags
+        if self.is_sealed:
+            return os.O_RDONLY
+        return os.O_RDWR if self.present else super().open_flags  # never made anew, all zeros
 
 
 class Cache:
@@ -128,7 +131,8 @@ class Cache:
                     await self._disk.run(self._open_now, file)
         except FileNotFoundError:  # someone emptied the cache's folder
             file.leave()
-            self._remove(file)
+            if self._files.get(info.id) is file:
+                self._remove(file)
             return await self.open(info)
         except BaseException:
             file.leave()
@@ -218,6 +222,8 @@ class Cache:
         try:
             while victims := self._victims(self._excess(await self._free())):
                 await self._evict(victims)
+            measured_at, free = self._free_bytes
+            self._free_bytes = (measured_at, free - count)  # until it is measured anew
         finally:
             self._coming_bytes -= count
 
@@ -252,11 +258,13 @@ class Cache:
         return victims
 
     async def _evict(self, victims: list[tuple[CachedFile, list[int]]]) -> None:
-        for file, parts in victims:
+        for file, chosen in victims:  # chosen before others were waited for, so look again
+            if self._files.get(file.info.id) is not file or (file.users and file.is_sealed):
+                continue
             if file.users:
+                parts = [p for p in chosen if p in file.present and p not in file.pins]
                 self._drop_parts(file, parts)
                 await self._punch(file, parts)
-                self._save_soon(file)
             else:
                 self._evicted += file.present_bytes
                 self._remove(file)
@@ -275,13 +283,17 @@ class Cache:
         file.is_sealed = False
 
     async def _punch(self, file: CachedFile, parts: list[int]) -> None:
-        """Give the space of parts of an open file back; nobody fetches them meanwhile."""
+        """Give the space of parts of an open file back; nobody fetches them meanwhile.
+
+        The sidecar forgets them first: a crash in between must not leave holes that it names.
+        """
         flights = {index: Flight(file, index) for index in parts}
         for flight in flights.values():
             flight.is_started = True
         file.flights.update(flights)
         file.users += 1
         try:
+            await self._save(file)
             for index in parts:
                 offset = index * file.part_size
                 await self._disk.run(sidecar.punch, file.fd, offset, file.length_of(index))
@@ -306,18 +318,17 @@ class Cache:
     async def _check(self, file: CachedFile) -> None:
         """Hash a file that has become complete; throw its bytes away where they are wrong."""
         try:
-            for index in range(file.part_count):
-                file.pins[index] += 1
-            try:
+            if not file.is_complete:  # a part was evicted again already
+                file.is_checked = False
+                return
+            with file.pinned(range(file.part_count)):
                 found = await self._disk.run(sidecar.md5_of, file.fd, file.info.size)
-            finally:
-                file.pins.subtract(range(file.part_count))
-                file.pins += Counter()  # keeps what is above zero
             if found != file.info.md5:
                 self._wrong += 1
                 log.error("wrong bytes of %s in the cache: thrown away", file.info.id.key)
                 self._drop_parts(file, list(file.present))
                 self._on_wrong_bytes(file.info.id)
+                await self._save(file)
         finally:
             file.leave()
 
@@ -336,13 +347,14 @@ class Cache:
             await self._save(file)
 
     async def _save(self, file: CachedFile) -> None:
-        file.is_unsaved = False
-        parts = None if file.is_complete else sorted(file.present)
-        saved = sidecar.Sidecar(file.path, file.info, file.part_size, parts)
-        try:
-            await self._disk.run(saved.write, self._folder)
-        except OSError as error:
-            log.warning("the cache's sidecar of %s: %s", file.info.id.key, error)
+        async with file.saving:
+            file.is_unsaved = False
+            parts = None if file.is_complete else sorted(file.present)
+            saved = sidecar.Sidecar(file.path, file.info, file.part_size, parts)
+            try:
+                await self._disk.run(saved.write, self._folder)
+            except OSError as error:
+                log.warning("the cache's sidecar of %s: %s", file.info.id.key, error)
 
     async def save_all(self) -> None:
         """Write the sidecars that wait: the daemon ends."""
@@ -352,11 +364,11 @@ class Cache:
 
     async def load(self) -> None:
         """Rebuild the index from the sidecars, the most recently used last."""
-        for saved, link_count in await self._disk.run(sidecar.load, self._folder):
+        for saved, is_shared in await self._disk.run(sidecar.load, self._folder):
             file = CachedFile(saved.path, saved.info, saved.part_size, self)
             for index in saved.present:
                 file.add(index)
-            file.is_sealed = link_count > 1 and file.is_complete
+            file.is_sealed = is_shared and file.is_complete
             file.is_checked = file.is_complete
             self._files[saved.info.id] = file
             self.used_bytes += file.present_bytes

@@ -18,6 +18,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import shutil
 import time
 import uuid
 from collections import Counter
@@ -126,7 +127,7 @@ class Freeze:
                 await self._bring_all()
                 await self._publish(when_ready)
             except (Stale, NotFound, WrongBytes) as error:
-                await self._fail(str(error))
+                await self.fail(str(error))
             except ModelfsError as error:  # the registry is down, or refuses: that may pass
                 self._wait_because(str(error))
             except OSError as error:
@@ -142,7 +143,8 @@ class Freeze:
             log.warning("the freeze of %s waits: %s", self.manifest.id, reason)
         self.error = reason
 
-    async def _fail(self, reason: str) -> None:
+    async def fail(self, reason: str) -> None:
+        """End the freeze for good; its folder says why, to every node."""
         self.state, self.error = State.FAILED, reason
         log.error("the freeze of %s failed: %s", self.manifest.id, reason)
         await self._disk.run(write_durably, self._folder / "failed", reason.encode())
@@ -176,9 +178,9 @@ class Freeze:
         cached = self._cache.complete_file(entry.object.id)
         if twin is not None:
             found, source = twin
-            await self._disk.run(_link, source, target)
+            await self._disk.run(link_or_copy, source, target)
             self.done[entry.path] = replace(
-                entry, mtime_ns=found.mtime_ns, md5=found.md5, sha256=found.sha256
+                entry, mtime_ns=found.time_ns, md5=found.md5, sha256=found.sha256
             )
         elif cached is not None and await self._link_cached(entry, cached, target):
             pass
@@ -255,6 +257,7 @@ class Freeze:
         file.users += 1
         if file.fd < 0:
             try:
+                file.path.parent.mkdir(exist_ok=True)  # a reader may be faster than the freeze
                 file.open_now()
             except OSError:
                 file.leave()
@@ -347,10 +350,19 @@ def take_over(layout: Layout, version: VersionId) -> int | None:
     except OSError:
         os.close(lock_fd)
         return None
-    if not (layout.pending(version) / "manifest.json").exists():  # it ended just now
+    if not _is_lock_of(lock_fd, layout.pending(version)):  # it ended just now
         os.close(lock_fd)
         return None
+    shutil.rmtree(layout.pending(version) / "partial", ignore_errors=True)  # parts unknown
     return lock_fd
+
+
+def _is_lock_of(lock_fd: int, pending: Path) -> bool:
+    """Tell whether a pending folder still is the one whose lock file was opened."""
+    try:
+        return os.path.samestat(os.fstat(lock_fd), os.stat(pending / "lock"))
+    except FileNotFoundError:
+        return False
 
 
 def _make_folders(folder: Path, manifest: Manifest) -> None:
@@ -392,12 +404,15 @@ def unchanged_files(layout: Layout, manifest: Manifest) -> Mapping[ObjectId, tup
             continue
         for entry in earlier.files:
             match = wanted.get(entry.object.id)
-            if match is not None and match.size == entry.size and entry.sha256:
-                found[entry.object.id] = (entry, layout.version(version) / entry.path)
+            if match is None or match.size != entry.size or not entry.sha256:
+                continue
+            path = layout.version(version) / entry.path
+            if path.is_file():  # else it is in quarantine
+                found[entry.object.id] = (entry, path)
     return found
 
 
-def _link(source: Path, target: Path) -> None:
+def link_or_copy(source: Path, target: Path) -> None:
     """Link a finished file, or copy it where links end: at a quota's realm, at a full inode."""
     target.unlink(missing_ok=True)
     try:
@@ -437,18 +452,23 @@ def set_attribute(path: Path, name: str, value: str) -> None:
             raise
 
 
-def _put_in_place(source: Path, target: Path, entry: Entry, is_linked: bool) -> None:
-    """Give a checked file its times, attribute and mode, make it durable, then its name."""
-    set_attribute(source, "sha256", entry.sha256 or "")
-    os.utime(source, ns=(entry.time_ns, entry.time_ns))
-    os.chmod(source, 0o444)
-    fd = os.open(source, os.O_RDONLY)
+def seal_file(path: Path, entry: Entry) -> None:
+    """Give a checked file its times, attribute and mode, and make it durable."""
+    set_attribute(path, "sha256", entry.sha256 or "")
+    os.utime(path, ns=(entry.time_ns, entry.time_ns))
+    os.chmod(path, 0o444)
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _put_in_place(source: Path, target: Path, entry: Entry, is_linked: bool) -> None:
+    """Seal a checked file, then give it its name."""
+    seal_file(source, entry)
     if is_linked:
-        _link(source, target)
+        link_or_copy(source, target)
     else:
         source.rename(target)
 

@@ -6,9 +6,11 @@ store/
   manifests/NS/MODEL/v1.json   and v1.sha256, aliases.jsonl
   retired/NS/MODEL/v1          names that were used
   pending/NS/MODEL/v3/         freezes under way
+  quarantine/NS/MODEL/v1/...   files of versions that were found to be wrong
   cache/HOST/  staged/HOST/    this node's own
 """
 
+import errno
 import os
 import shutil
 import uuid
@@ -16,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modelfs.errors import StoreError
-from modelfs.names import ModelId, VersionId
+from modelfs.names import NAME_MAX_BYTES, ModelId, VersionId
 
 FORMAT = "1"
 
@@ -74,6 +76,24 @@ class Layout:
     def pending(self, version: VersionId) -> Path:
         return self.pending_model(version.model) / version.version
 
+    @property
+    def quarantine(self) -> Path:
+        return self.root / "quarantine"
+
+    def quarantined(self, version: VersionId, path: str, time_ns: int) -> Path:
+        """Return where a version's file goes that was found to be wrong at `time_ns`."""
+        folder, _, name = path.rpartition("/")
+        suffix = f".{time_ns}"
+        kept = name.encode()[: NAME_MAX_BYTES - len(suffix)].decode(errors="ignore")
+        model = version.model
+        top = self.quarantine / model.namespace / model.name / version.version
+        return top / folder / (kept + suffix)
+
+    @property
+    def verify_lock(self) -> Path:
+        """Held (flock) by the one verify that works on the store."""
+        return self.root / "verify.lock"
+
     def make(self) -> None:
         """Make what is missing of the store, or raise StoreError: another format, no right."""
         try:
@@ -84,7 +104,20 @@ class Layout:
             marker = self.root / "format"
             if not marker.exists():
                 write_durably(marker, f"{FORMAT}\n".encode())
-            found = marker.read_text().strip()
+        except OSError as error:
+            raise StoreError(
+                f"the store {self.root} cannot be used: {error.strerror} ({error.filename})"
+            ) from error
+        self.check()
+
+    def check(self) -> None:
+        """Raise StoreError where no store is there, or one of another format."""
+        try:
+            found = (self.root / "format").read_text().strip()
+        except FileNotFoundError:
+            raise StoreError(
+                f"{self.root} holds no store: is its disk mounted? modelfs mount makes a new one"
+            ) from None
         except OSError as error:
             raise StoreError(
                 f"the store {self.root} cannot be used: {error.strerror} ({error.filename})"
@@ -135,6 +168,18 @@ def copy_durably(source: Path, target: Path) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def move_durably(source: Path, target: Path) -> None:
+    """Give a synced file its name; where a rename ends (a quota's realm) it is copied."""
+    try:
+        source.replace(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        copy_durably(source, target)
+        source.unlink()
+    sync_folder(target.parent)
 
 
 def remove_tree(path: Path) -> None:

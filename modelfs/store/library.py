@@ -94,6 +94,7 @@ class Library:
             ENTRIES_MAX, getsizeof=lambda view: min(ENTRIES_MAX, 1 + len(view.manifest.files))
         )
         self._shelves: TTLCache[ModelId, versions.ModelShelf] = TTLCache(10_000, SHELF_AGE_S)
+        self._changes = 0
         self.open_files: Counter[VersionId] = Counter()
 
     # ---------------------------------------------------------------- views
@@ -104,12 +105,18 @@ class Library:
     async def models(self, namespace: str) -> set[str]:
         return await self._disk.run(versions.models, self.layout, namespace)
 
+    async def forget_empty(self, namespace: str) -> None:
+        """Let a namespace go whose models are gone."""
+        await self._disk.run(versions.forget_empty, self.layout, namespace)
+
     async def shelf(self, model: ModelId) -> versions.ModelShelf:
         """Return the versions and aliases of a model, at most a second old."""
         found = self._shelves.get(model)
         if found is None:
+            changes = self._changes
             found = await self._disk.run(versions.shelf, self.layout, model)
-            self._shelves[model] = found
+            if changes == self._changes:  # else it may be of before the change
+                self._shelves[model] = found
         return found
 
     def running(self) -> list[Freeze]:
@@ -127,7 +134,7 @@ class Library:
             return found
         self._views.pop(version, None)
         freeze = self._freezes.get(version)
-        if freeze is not None:
+        if freeze is not None and freeze.state is State.DOWNLOADING:
             return VersionView(
                 freeze.manifest,
                 as_tree(freeze.manifest),
@@ -137,7 +144,13 @@ class Library:
             )
         if version.version not in shelf.pending:
             raise NotFound(f"there is no version {version}")
-        return await self._disk.run(_pending_view, self.layout, version)
+        try:
+            return await self._disk.run(_pending_view, self.layout, version)
+        except NotFound:  # perhaps another node has made it ready since the shelf was read
+            self._changed(version.model)
+            if version.version not in (await self.shelf(version.model)).ready:
+                raise
+            return await self.view(version)
 
     async def open(self, version: VersionId, entry: Entry) -> Readable:
         """Open a file of a version: the plain file, or what is coming of it."""
@@ -145,8 +158,7 @@ class Library:
         if view.state is State.FAILED:
             raise VersionFailed(f"{version} has failed: {view.error}")
         if view.state is State.READY:
-            path = self.layout.version(version) / entry.path
-            return _PlainFile(self, version, await self._disk.run(_open_plain, path))
+            return await self._open_ready(version, entry)
         freeze = self._freezes.get(version)
         if freeze is not None and entry.path not in freeze.done:
             return _ComingFile(self, freeze, await freeze.open_coming(entry))
@@ -155,9 +167,19 @@ class Library:
             try:
                 return _PlainFile(self, version, await self._disk.run(_open_plain, path))
             except FileNotFoundError:  # it became ready between the two
-                path = self.layout.version(version) / entry.path
-                return _PlainFile(self, version, await self._disk.run(_open_plain, path))
+                return await self._open_ready(version, entry)
         return _ComingFile(self, None, await self._cache.open(entry.object), version)
+
+    async def _open_ready(self, version: VersionId, entry: Entry) -> Readable:
+        path = self.layout.version(version) / entry.path
+        try:
+            return _PlainFile(self, version, await self._disk.run(_open_plain, path))
+        except FileNotFoundError:
+            if not await self._disk.run(self.layout.version(version).is_dir):
+                raise NotFound(f"there is no version {version}") from None
+            raise VersionFailed(
+                f"{version} lacks {entry.path}, in quarantine: modelfs verify {version} brings it"
+            ) from None
 
     # -------------------------------------------------------------- freezes
 
@@ -238,7 +260,7 @@ class Library:
             await freeze.run(lambda manifest: self._changed(manifest.id.model))
         except Exception:
             log.exception("the freeze of %s ended by a bug", freeze.manifest.id)
-            freeze.state, freeze.error = State.FAILED, "a bug of modelfs: see the log"
+            await freeze.fail("a bug of modelfs: see the log")
         if freeze.state is State.READY:
             self._freezes.pop(freeze.manifest.id, None)
         self._changed(freeze.manifest.id.model)
@@ -246,7 +268,8 @@ class Library:
     async def resume(self) -> None:
         """Go on with freezes that nobody works on: at start, and when another node died."""
         for version in await self._disk.run(_pending_versions, self.layout):
-            if version in self._freezes:
+            ours = self._freezes.get(version)
+            if ours is not None and ours.state is State.DOWNLOADING:
                 continue
             lock_fd = await self._disk.run(freezing.take_over, self.layout, version)
             if lock_fd is None:
@@ -259,6 +282,7 @@ class Library:
                 os.close(lock_fd)
                 continue
             if is_ready:
+                await self._disk.run(self.layout.version(version).chmod, 0o555)
                 await self._disk.run(versions.follow_latest, self.layout, version.model)
                 await self._disk.run(versions.discard_pending, self.layout, version)
             if is_ready or view.state is State.FAILED:
@@ -283,6 +307,8 @@ class Library:
             raise Busy(f"{version} has {self.open_files[version]} open files on this mount")
         shelf = await self._disk.run(versions.shelf, self.layout, version.model)
         if version.version in shelf.ready:
+            # What a freeze that was cut off at its very end left would bring it back.
+            await self._disk.run(versions.discard_pending, self.layout, version)
             await self._disk.run(versions.retire, self.layout, version)
             self._background.start_soon(
                 self._disk.run, versions.sweep, self.layout, version.model, name=f"sweep {version}"
@@ -292,10 +318,17 @@ class Library:
             if freeze is not None:
                 freeze.scope.cancel()
                 await freeze.over.wait()
-                del self._freezes[version]
+                self._freezes.pop(version, None)  # it is gone where it became ready just now
+                self._changed(version.model)
                 await self.remove(version)
                 return
-            await self._disk.run(versions.discard_pending, self.layout, version)
+            lock_fd = await self._disk.run(freezing.take_over, self.layout, version)
+            if lock_fd is None:
+                raise Busy(f"{version} is being frozen by another node: remove it there")
+            try:
+                await self._disk.run(versions.discard_pending, self.layout, version)
+            finally:
+                os.close(lock_fd)
         else:
             raise NotFound(f"there is no version {version}")
         self._changed(version.model)
@@ -319,6 +352,7 @@ class Library:
         self._changed(model)
 
     def _changed(self, model: ModelId) -> None:
+        self._changes += 1
         self._shelves.pop(model, None)
 
     def opened(self, version: VersionId) -> None:

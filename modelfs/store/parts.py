@@ -10,7 +10,8 @@ import heapq
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +19,7 @@ from typing import Protocol
 import trio
 
 from modelfs.concurrency import Background, Progress, Threads, wait_while_moving
-from modelfs.errors import ModelfsError
+from modelfs.errors import ModelfsError, StoreError
 from modelfs.registry.objects import ObjectInfo
 from modelfs.registry.registry import Registry
 
@@ -104,6 +105,18 @@ class PartFile:
                 del self.present[index]
                 self.present[index] = None
 
+    @contextmanager
+    def pinned(self, parts: Sequence[int]) -> Iterator[None]:
+        """Keep these parts, here or on their way, from being evicted."""
+        self.pins.update(parts)
+        try:
+            yield
+        finally:
+            for index in parts:
+                self.pins[index] -= 1
+                if not self.pins[index]:
+                    del self.pins[index]
+
     @property
     def open_flags(self) -> int:
         return os.O_RDWR | os.O_CREAT
@@ -166,11 +179,12 @@ class Fetcher:
 
         Raises RegistryUnavailable when no byte of any fetch moved for the time limit.
         """
-        while flights := self.start(file, parts, urgency):
-            for flight in flights:
-                await wait_while_moving(flight.done, self.progress, self._registry.timeout_s)
-                if flight.error is not None:
-                    raise flight.error
+        with file.pinned(parts):  # what came is not evicted for what else is waited for
+            while flights := self.start(file, parts, urgency):
+                for flight in flights:
+                    await wait_while_moving(flight.done, self.progress, self._registry.timeout_s)
+                    if flight.error is not None:
+                        raise flight.error
 
     def _pump(self) -> None:
         while self._free and self._queue:
@@ -199,6 +213,11 @@ class Fetcher:
             file.owner.part_arrived(file, index, info)
         except ModelfsError as error:
             flight.error = error
+        except OSError as error:
+            flight.error = StoreError(f"{file.path}: {error.strerror}")
+        except Exception:
+            flight.error = ModelfsError(f"{file.info.id.key}: a bug of modelfs, see the log")
+            raise
         finally:
             self._free += 1
             del file.flights[index]
@@ -215,14 +234,8 @@ class Fetcher:
         if any(index not in file.present for index in parts):
             await self.bring(file, parts, Urgency.DEMAND)
         file.touch(parts)
-        file.pins.update(parts)
-        try:
+        with file.pinned(parts):
             return await read_at(self._disk, file.fd, offset, size)
-        finally:
-            for index in parts:
-                file.pins[index] -= 1
-                if not file.pins[index]:
-                    del file.pins[index]
 
 
 async def read_at(disk: Threads, fd: int, offset: int, size: int) -> bytes | bytearray:

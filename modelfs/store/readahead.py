@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 WINDOW_START = 1  # parts brought ahead of a reader at its second sequential read
 WINDOW_MAX = 8  # parts; with 8 MiB parts, 64 MiB ahead of each sequential reader
-NEAR_BYTES = 1024 * 1024  # the kernel's own read-ahead arrives this much out of order
+NEAR_BYTES = 2 * 1024 * 1024  # two of the kernel's requests of 1 MiB that swap their places
 
 
 @dataclass(slots=True)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import stat
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -60,12 +61,12 @@ class Sidecar:
             finally:
                 os.close(fd)
         temporary = target.with_suffix(f".{uuid.uuid4().hex[:12]}")
-        temporary.write_bytes(json.dumps(self._content()).encode())
+        temporary.write_bytes(json.dumps(self._content(folder)).encode())
         temporary.replace(target)
 
-    def _content(self) -> dict[str, Any]:
+    def _content(self, folder: Path) -> dict[str, Any]:
         return {
-            "file": self.path.name,
+            "file": str(self.path.relative_to(folder)),  # of a renamed object: where it was
             "key": self.info.id.key,
             "etag": self.info.id.etag,
             "size": self.info.size,
@@ -77,7 +78,7 @@ class Sidecar:
         }
 
 
-def _read(sidecar: Path) -> tuple[Sidecar, int]:
+def _read(sidecar: Path) -> tuple[Sidecar, bool]:
     content = json.loads(sidecar.read_bytes())
     info = ObjectInfo(
         ObjectId(content["key"], content["etag"]),
@@ -86,27 +87,28 @@ def _read(sidecar: Path) -> tuple[Sidecar, int]:
         content["mtime_ns"],
         content["md5"],
     )
-    path = sidecar.with_name(content["file"])
+    path = sidecar.parent.parent / content["file"]
     parts = None if content["parts"] == "all" else content["parts"]
     try:
         found = path.stat()
     except FileNotFoundError:
-        return Sidecar(path, info, content["part_size"], [] if info.size else None), 0
+        return Sidecar(path, info, content["part_size"], [] if info.size else None), False
     if found.st_size != info.size:
         raise ValueError(f"{found.st_size} bytes instead of {info.size}")
-    return Sidecar(path, info, content["part_size"], parts), found.st_nlink
+    is_shared = found.st_nlink > 1 or not found.st_mode & stat.S_IWUSR
+    return Sidecar(path, info, content["part_size"], parts), is_shared
 
 
-def load(folder: Path) -> list[tuple[Sidecar, int]]:
-    """Return each sidecar with its file's link count, the most recently written last.
+def load(folder: Path) -> list[tuple[Sidecar, bool]]:
+    """Return each sidecar, the most recently written last, and whether a version has its file.
 
     What no sidecar names, and sidecars that do not fit their file, are removed.
     """
-    found: list[tuple[float, Sidecar, int]] = []
+    found: list[tuple[float, Sidecar, bool]] = []
     for path in folder.glob("??/*.json"):
         try:
-            saved, links = _read(path)
-            found.append((path.stat().st_mtime, saved, links))
+            saved, is_shared = _read(path)
+            found.append((path.stat().st_mtime, saved, is_shared))
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("the cache's sidecar %s is thrown away: %s", path, error)
             remove(path)
@@ -114,7 +116,7 @@ def load(folder: Path) -> list[tuple[Sidecar, int]]:
     for path in folder.glob("??/*"):
         if path.suffix != ".json" and path not in known:
             remove(path)  # what a crash left
-    return [(saved, links) for _, saved, links in sorted(found, key=lambda item: item[0])]
+    return [(saved, shared) for _, saved, shared in sorted(found, key=lambda item: item[0])]
 
 
 def move(source: Path, target: Path) -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 import trio
 
 from modelfs.concurrency import Threads
-from modelfs.errors import StoreError
+from modelfs.errors import InvalidName, StoreError
 from modelfs.names import ModelId, parse_model
 from modelfs.registry.objects import ObjectInfo
 from modelfs.store.layout import write_durably
@@ -72,7 +72,9 @@ class StagedFile:
         self.is_settling = False
         self.promise = Promise.OPEN
         self.error: str | None = None
+        self.failure: OSError | None = None  # of a write: bytes are missing, it is never uploaded
         self.lock = trio.Lock()
+        self.recording = trio.Lock()
         self.settled = trio.Event()
 
     @property
@@ -160,7 +162,11 @@ class Staging:
 
     async def write(self, staged: StagedFile, offset: int, data: bytes) -> None:
         await self._reopen(staged)
-        await self._disk.run(_write_now, staged.fd, offset, data)
+        try:
+            await self._disk.run(_write_now, staged.fd, offset, data)
+        except OSError as error:
+            staged.failure = error
+            raise
         staged.size = max(staged.size, offset + len(data))
         staged.change()
 
@@ -178,7 +184,8 @@ class Staging:
     async def promise(self, staged: StagedFile, promise: Promise, *, durable: bool) -> None:
         """Write down what was promised; `durable` also makes the bytes outlive a power cut."""
         staged.promise = promise
-        await self._disk.run(_record_now, staged, durable)
+        async with staged.recording:
+            await self._disk.run(_record_now, staged, durable)
 
     def move(self, staged: StagedFile, model: ModelId, name: str) -> None:
         """Show a staged file at another path; what was shown there must be discarded."""
@@ -198,12 +205,17 @@ class Staging:
             await self.remove(staged, with_bytes=True)
 
     async def remove(self, staged: StagedFile, *, with_bytes: bool) -> None:
-        """Take a discarded or settled file off the disk (not its bytes when they have moved)."""
-        if self._shown.get((staged.model, staged.name)) is staged:
-            del self._shown[staged.model, staged.name]
+        """Take a discarded or settled file off the disk (not its bytes when they have moved).
+
+        It is shown until then: whoever meets it waits for `settled`.
+        """
         fd, staged.fd = staged.fd, -1
-        await self._disk.run(_remove_now, staged.path, fd, with_bytes)
-        staged.settled.set()
+        try:
+            await self._disk.run(_remove_now, staged.path, fd, with_bytes)
+        finally:
+            if self._shown.get((staged.model, staged.name)) is staged:
+                del self._shown[staged.model, staged.name]
+            staged.settled.set()
 
     async def load(self) -> list[StagedFile]:
         """Find what an earlier daemon left; return what is to be uploaded.
@@ -305,6 +317,9 @@ def _load_now(folder: Path) -> list[_Found]:
             )
         except FileNotFoundError:
             sidecar.unlink()  # its bytes went into the cache in the moment of the crash
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, InvalidName) as error:
             log.error("the staged file %s is damaged, and left alone: %s", sidecar, error)
+    for path in folder.iterdir():
+        if path.suffix != ".json" and not _sidecar(path).exists():
+            path.unlink()  # removed while it was open, or a crash's half-made record
     return found

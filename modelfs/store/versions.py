@@ -11,6 +11,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +53,8 @@ def shelf(layout: Layout, model: ModelId) -> ModelShelf:
     ready, aliases = set(), {}
     for entry in _scan(layout.model(model)):
         if entry.is_symlink():
-            aliases[entry.name] = os.readlink(entry.path)
+            with suppress(FileNotFoundError):  # renamed since the folder was read
+                aliases[entry.name] = os.readlink(entry.path)
         elif is_version_name(entry.name) and entry.is_dir():
             ready.add(entry.name)
     pending = {n for n in _names(layout.pending_model(model)) if is_version_name(n)} - ready
@@ -147,6 +149,14 @@ def retire(layout: Layout, version: VersionId) -> None:
     follow_latest(layout, version.model)
 
 
+def forget_empty(layout: Layout, namespace: str) -> None:
+    """Remove the folders that models which are gone have left: a namespace is named by them."""
+    for above in (layout.models / namespace, layout.pending_root / namespace):
+        for folder in (*(above / name for name in _names(above)), above):
+            with suppress(OSError):
+                folder.rmdir()
+
+
 def sweep(layout: Layout, model: ModelId) -> None:
     """Remove the bytes of removed versions and of given up freezes of a model."""
     for folder in (layout.model(model), layout.pending_model(model)):
@@ -213,6 +223,7 @@ def rename_alias(layout: Layout, model: ModelId, old: str, new: str, uid: int) -
     except FileNotFoundError:
         raise NotFound(f"there is no alias {old}") from None
     sync_folder(target.parent)
+    _log_alias(layout, model, old, points_at, None, uid)
     _log_alias(layout, model, new, before, points_at, uid)
 
 

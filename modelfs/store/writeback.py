@@ -5,7 +5,6 @@ long that takes; whoever closes a file waits for one try of its job. Owned by th
 thread; bodies are read and sent by threads of the registry's pool.
 """
 
-import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -16,8 +15,10 @@ import trio
 
 from modelfs.concurrency import Background, Progress, wait_while_moving
 from modelfs.errors import ModelfsError, NotFound
+from modelfs.registry.bodies import md5_of
 from modelfs.registry.objects import ObjectInfo, UploadedPart, format_mtime
 from modelfs.registry.registry import Registry
+from modelfs.registry.s3_answers import multipart_etag
 from modelfs.store.cache import Cache
 from modelfs.store.staging import Promise, StagedFile, Staging
 
@@ -63,6 +64,7 @@ class Writeback:
         self._jobs: dict[StagedFile, _Job] = {}
         self._idle = trio.Event()
         self._idle.set()
+        self._running = 0
         self._progress = Progress()
         self.uploaded_files = 0
         self.conflicts = 0
@@ -98,16 +100,26 @@ class Writeback:
         job = self._jobs.get(staged)
         if job is None:
             job = self._jobs[staged] = _Job()
+            self._running += 1
             if self._idle.is_set():
                 self._idle = trio.Event()
             self._background.start_soon(self._run, staged, job, name=f"upload {staged.name}")
         return job
 
     async def drain(self) -> None:
-        """Return when no upload is under way or waits."""
+        """Return when no upload is under way or waits, and what is done is in the cache."""
         await self._idle.wait()
 
     async def _run(self, staged: StagedFile, job: _Job) -> None:
+        try:
+            await self._try_until_done(staged, job)
+            await self.settle(staged)
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
+
+    async def _try_until_done(self, staged: StagedFile, job: _Job) -> None:
         pause_s = RETRY_FIRST_S
         try:
             while staged.is_dirty:
@@ -130,9 +142,6 @@ class Writeback:
         finally:
             del self._jobs[staged]
             job.tried.set()
-            if not self._jobs:
-                self._idle.set()
-        await self.settle(staged)
 
     async def _try(self, staged: StagedFile) -> ModelfsError | None:
         try:
@@ -167,13 +176,16 @@ class Writeback:
         staged.is_recovered = False
         self.uploaded_files += 1
         self._registry.note_put(staged.model, staged.name, info)
+        # What was written meanwhile may be promised already; it replaces this object now.
+        promise = staged.promise if staged.is_dirty else Promise.KEPT
+        await self._staging.promise(staged, promise, durable=False)
 
     async def _upload_parts(
         self, staged: StagedFile, key: str, metadata: dict[str, str]
     ) -> ObjectInfo:
         store, call = self._registry.store, self._registry.call_upload
         size = staged.size
-        part_size = max(UPLOAD_PART_MIN, -(-size // PARTS_MAX))
+        part_size = _part_size(size)
         upload_id = await call(store.start_upload, key, metadata)
         done: list[UploadedPart] = []
         limiter = trio.CapacityLimiter(PARALLEL_PARTS)
@@ -194,9 +206,7 @@ class Writeback:
                 [partial(upload_part, n + 1) for n in range(-(-size // part_size))]
             )
             done.sort(key=lambda part: part.number)
-            info = await call(store.finish_upload, key, upload_id, done, size)
-            await self._staging.promise(staged, Promise.KEPT, durable=False)
-            return info
+            return await call(store.finish_upload, key, upload_id, done, size)
         except BaseException:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
                 try:
@@ -217,7 +227,7 @@ class Writeback:
         if theirs is not None:
             if theirs.id.etag == staged.base_etag:
                 return
-            if theirs.size == staged.size and theirs.md5 == await _md5_of(staged):
+            if theirs.size == staged.size and await _is_ours(staged, theirs):
                 return  # an earlier try of ours arrived, only its answer did not
         moment = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
         name = f"{staged.name}.conflict-{self._host}-{moment}"
@@ -250,12 +260,22 @@ class Writeback:
                     await self._staging.remove(staged, with_bytes=True)
 
 
-async def _md5_of(staged: StagedFile) -> str:
-    def hash_now() -> str:
-        with staged.path.open("rb") as file:
-            return hashlib.file_digest(file, "md5").hexdigest()
+def _part_size(size: int) -> int:
+    return max(UPLOAD_PART_MIN, -(-size // PARTS_MAX))
 
-    return await trio.to_thread.run_sync(hash_now)
+
+async def _is_ours(staged: StagedFile, theirs: ObjectInfo) -> bool:
+    """Tell whether an object of the same size has the bytes of a staged file."""
+    size = staged.size
+    if size <= SINGLE_PUT_MAX:
+        return theirs.md5 == (await trio.to_thread.run_sync(md5_of, staged.fd, 0, size)).hex()
+    step = _part_size(size)
+
+    def etag_now() -> str | None:
+        digests = [md5_of(staged.fd, at, min(step, size - at)) for at in range(0, size, step)]
+        return multipart_etag([UploadedPart(n, d.hex()) for n, d in enumerate(digests, 1)])
+
+    return theirs.id.etag == await trio.to_thread.run_sync(etag_now)
 
 
 async def _all_or_first_error(works: list[Callable[[], Awaitable[None]]]) -> None:

@@ -12,7 +12,7 @@ from modelfs import cli
 from tests.cli.conftest import Hub, Run
 
 COMMANDS = ["alias", "create", "demo", "freeze", "ls", "mount", "path", "rm", "status"]
-COMMANDS += ["umount", "wait"]
+COMMANDS += ["umount", "wait", "diff", "rollback", "verify"]
 
 
 def test_help_names_every_command_and_shows_an_example(modelfs: Run) -> None:

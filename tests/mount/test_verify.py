@@ -1,0 +1,127 @@
+"""verify, diff and rollback beside a daemon, as commands of their own on a real mount."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.frozen_store import flip_a_bit
+from tests.mounting import Mount, xattr
+
+pytestmark = pytest.mark.mount
+
+BIG = os.urandom(3 << 20)
+
+
+def modelfs(mount: Mount, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of its own with the mount's configuration."""
+    return subprocess.run(
+        [sys.executable, "-m", "modelfs", "--config", str(mount.config), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        cwd=mount.model,  # which tells it from other mounts of this machine
+    )
+
+
+def plain(mount: Mount, version: str, path: str) -> Path:
+    return mount.store / "models/acme/llama" / version / path
+
+
+def test_a_flipped_bit_of_a_shared_file_is_repaired_beside_the_daemon(moto_mount: Mount) -> None:
+    mount = moto_mount
+    (mount.main / "w").mkdir()
+    (mount.main / "w/big").write_bytes(BIG)
+    (mount.main / "a").write_bytes(b"one")
+    mount.freeze("v1")
+    (mount.main / "a").write_bytes(b"two")
+    mount.freeze("v2")
+    mtime_ns = plain(mount, "v1", "w/big").stat().st_mtime_ns
+    flip_a_bit(plain(mount, "v1", "w/big"))
+    assert plain(mount, "v2", "w/big").read_bytes() != BIG
+
+    done = modelfs(mount, "verify", "--all", "--json")
+    assert done.returncode == 0, done.stderr
+    findings = json.loads(done.stdout)["findings"]
+    assert [(f["version"], f["source"]) for f in findings] == [
+        ("v1", "registry"),
+        ("v2", "acme/llama@v1"),
+    ]
+    for version in ("v1", "v2"):
+        assert plain(mount, version, "w/big").read_bytes() == BIG
+        assert (mount.model / version / "w/big").read_bytes() == BIG
+    assert plain(mount, "v1", "w/big").stat().st_mtime_ns == mtime_ns
+    assert (mount.main / "w/big").read_bytes() == BIG
+    assert modelfs(mount, "verify", "acme/llama").stdout.endswith("all right\n")
+    assert mount.stop() == 0
+
+
+def test_a_file_that_cannot_be_repaired_is_eio_and_said_loudly(moto_mount: Mount) -> None:
+    mount = moto_mount
+    (mount.main / "a").write_bytes(b"one")
+    (mount.main / "b").write_bytes(b"b")
+    version = mount.freeze("v1")
+    flip_a_bit(plain(mount, "v1", "a"))
+    mount.bucket.put(mount.key("a"), b"two")
+
+    done = modelfs(mount, "verify", "acme/llama@v1")
+    assert done.returncode == 1
+    assert "acme/llama@v1: a: wrong bytes" in done.stderr
+    assert "NOT REPAIRED: models/acme/llama/a has changed in the registry" in done.stderr
+    assert "has changed in the registry" in xattr(mount.store / "models/acme/llama/v1", "error")
+    assert sorted(os.listdir(version)) == ["a", "b"]
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)) as failed:
+        (version / "a").read_bytes()
+    assert failed.value.errno == errno.EIO
+    assert (version / "b").read_bytes() == b"b"
+    assert "modelfs verify acme/llama@v1" in mount.log()
+
+    second = mount.freeze("v2")  # what is in quarantine is no copy to link
+    assert (second / "a").read_bytes() == b"two"
+    assert mount.stop() == 0
+
+
+def test_main_is_compared_and_rolled_back(moto_mount: Mount) -> None:
+    mount = moto_mount
+    (mount.main / "w").mkdir()
+    (mount.main / "w/big").write_bytes(BIG)
+    (mount.main / "a").write_bytes(b"one")
+    (mount.main / "same").write_bytes(b"same")
+    for path in ("a", "w/big"):
+        os.utime(mount.main / path, ns=(10**18, 10**18))
+    mount.freeze("v1")
+    assert modelfs(mount, "diff", "acme/llama@v1", "main").returncode == 0
+
+    (mount.main / "a").write_bytes(b"two")
+    (mount.main / "w/big").unlink()
+    (mount.main / "more").mkdir()
+    (mount.main / "more/b").write_bytes(b"b")
+    with mount.counting() as sent:
+        done = modelfs(mount, "diff", "acme/llama@v1", "main", "--json")
+    assert done.returncode == 1
+    found = json.loads(done.stdout)
+    assert [[f["path"] for f in found[k]] for k in ("added", "removed", "changed")] == [
+        ["more/b"],
+        ["w/big"],
+        ["a"],
+    ]
+    assert set(sent) <= {"ListObjectsV2"}
+
+    done = modelfs(mount, "rollback", "acme/llama", "v1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("acme/llama/main is equal to v1: 2 files")
+    objects = {path: data for path, data in mount.objects().items() if not path.endswith("/")}
+    assert objects == {"": b"", "a": b"one", "same": b"same", "w/big": BIG}
+    assert (mount.main / "w/big").stat().st_mtime_ns == 10**18
+    assert sorted(os.listdir(mount.main)) == ["a", "same", "w"]
+    assert modelfs(mount, "diff", "acme/llama@v1", "main").returncode == 0
+    with mount.counting() as sent:
+        again = modelfs(mount, "rollback", "acme/llama", "v1")
+    assert "0 files (0 B) written, 0 files removed" in again.stdout
+    assert set(sent) <= {"ListObjectsV2"}
+    assert mount.stop() == 0

@@ -1,0 +1,241 @@
+"""Versions and aliases as they lie in the store."""
+
+import json
+import os
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from modelfs.errors import AlreadyExists, Busy, InvalidName, ModelfsError, NotFound, StoreError
+from modelfs.store import freeze as freezing
+from modelfs.store import versions
+from modelfs.store.layout import Layout, remove_tree
+from modelfs.store.manifest import Manifest
+from tests.store.test_manifest import entry, manifest
+from tests.trio_tests import LLAMA, version
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    layout = Layout(tmp_path / "store", "node-a")
+    layout.make()
+    return layout
+
+
+def make(layout: Layout, name: str, ready_ns: int = 1) -> Manifest:
+    """Make a version as a freeze does."""
+    made = replace(manifest(entry("a", b"data"), version=name), ready_ns=ready_ns)
+    os.close(freezing.claim(layout, made, 4))
+    files = layout.pending(made.id) / "files"
+    files.mkdir()
+    (files / "a").write_bytes(b"data")
+    (files / "a").chmod(0o444)
+    versions.publish(layout, made, files)
+    versions.follow_latest(layout, LLAMA)
+    versions.discard_pending(layout, made.id)
+    return made
+
+
+def aliases(layout: Layout) -> dict[str, str]:
+    return versions.shelf(layout, LLAMA).aliases
+
+
+def log_of(layout: Layout) -> list[tuple[str, str | None, str | None]]:
+    lines = map(json.loads, layout.alias_log(LLAMA).read_text().splitlines())
+    return [(line["alias"], line["from"], line["to"]) for line in lines]
+
+
+def test_a_version_is_plain_and_read_only_with_its_manifest_beside_it(layout: Layout) -> None:
+    made = make(layout, "v1")
+    folder = layout.version(made.id)
+    assert (folder / "a").read_bytes() == b"data"
+    assert folder.stat().st_mode & 0o777 == 0o555
+    assert versions.read_manifest(layout, made.id) == made
+    assert layout.checksums(made.id).read_bytes() == made.to_checksums()
+    found = versions.shelf(layout, LLAMA)
+    assert (found.ready, found.pending, found.aliases) == ({"v1"}, set(), {"latest": "v1"})
+    assert versions.namespaces(layout) == {"acme"}
+    assert versions.models(layout, "acme") == {"llama"}
+    assert versions.models(layout, "nobody") == set()
+
+
+def test_latest_is_what_became_ready_last_and_falls_back(layout: Layout) -> None:
+    make(layout, "v1", 100)
+    make(layout, "v3", 300)
+    make(layout, "v2", 200)
+    assert aliases(layout) == {"latest": "v3"}
+    versions.retire(layout, version("v3"))
+    assert aliases(layout) == {"latest": "v2"}
+    versions.retire(layout, version("v2"))
+    versions.retire(layout, version("v1"))
+    assert aliases(layout) == {}
+    assert versions.models(layout, "acme") == set()
+
+
+def test_a_name_that_was_used_is_never_used_again(layout: Layout) -> None:
+    made = make(layout, "v1")
+    with pytest.raises(AlreadyExists):
+        versions.check_unused(layout, made.id)
+    with pytest.raises(AlreadyExists):
+        freezing.claim(layout, made, 4)
+    versions.retire(layout, made.id)
+    with pytest.raises(AlreadyExists, match="used before"):
+        versions.check_unused(layout, made.id)
+    with pytest.raises(AlreadyExists):
+        freezing.claim(layout, made, 4)
+    with pytest.raises(NotFound):
+        versions.retire(layout, made.id)
+
+
+def test_what_was_removed_is_swept(layout: Layout) -> None:
+    made = make(layout, "v1")
+    versions.retire(layout, made.id)
+    assert not layout.version(made.id).exists()
+    versions.sweep(layout, LLAMA)
+    assert list(layout.pending_model(LLAMA).iterdir()) == []
+    assert not layout.manifest(made.id).exists()
+    assert json.loads(layout.retired(made.id).read_bytes())["version"] == "v1"
+
+
+def test_a_version_that_an_alias_points_at_stays(layout: Layout) -> None:
+    make(layout, "v1")
+    versions.make_alias(layout, LLAMA, "production", "v1", 0)
+    with pytest.raises(Busy, match="production"):
+        versions.retire(layout, version("v1"))
+    versions.remove_alias(layout, LLAMA, "production", 0)
+    versions.retire(layout, version("v1"))
+
+
+@pytest.mark.parametrize("target", ["v2", "main", "../llama/v1", "v1/a", "/v1", "", "latest", "."])
+def test_an_alias_points_at_a_ready_version_alone(layout: Layout, target: str) -> None:
+    make(layout, "v1")
+    os.close(freezing.claim(layout, manifest(entry("a"), version="v9"), 0))
+    for wrong in (target, "v9"):
+        with pytest.raises(InvalidName):
+            versions.make_alias(layout, LLAMA, "production", wrong, 0)
+
+
+def test_every_change_of_an_alias_is_in_the_log(layout: Layout) -> None:
+    make(layout, "v1", 1)
+    make(layout, "v2", 2)
+    versions.make_alias(layout, LLAMA, "production", "v1/", 7)
+    with pytest.raises(AlreadyExists):
+        versions.make_alias(layout, LLAMA, "production", "v2", 7)
+    versions.make_alias(layout, LLAMA, "new", "v2", 7)
+    versions.rename_alias(layout, LLAMA, "new", "production", 7)
+    assert aliases(layout) == {"latest": "v2", "production": "v2"}
+    versions.remove_alias(layout, LLAMA, "production", 7)
+    with pytest.raises(NotFound):
+        versions.remove_alias(layout, LLAMA, "production", 7)
+    with pytest.raises(NotFound):
+        versions.rename_alias(layout, LLAMA, "production", "new", 7)
+    state: dict[str, str | None] = {}
+    for alias, before, after in log_of(layout):
+        assert state.get(alias) == before
+        state[alias] = after
+    assert set(state.values()) == {None}
+    assert ("production", "v1", "v2") in log_of(layout)
+
+
+def test_a_shelf_that_is_read_while_an_alias_is_moved_is_whole(layout: Layout) -> None:
+    make(layout, "v1")
+    versions.make_alias(layout, LLAMA, "production", "v1", 0)
+    ended = threading.Event()
+
+    def move() -> None:
+        for number in range(100):  # as ln -sfn does
+            versions.make_alias(layout, LLAMA, f"new{number}", "v1", 0)
+            versions.rename_alias(layout, LLAMA, f"new{number}", "production", 0)
+        ended.set()
+
+    mover = threading.Thread(target=move)
+    mover.start()
+    while not ended.is_set():
+        assert aliases(layout).items() >= {("production", "v1"), ("latest", "v1")}
+    mover.join()
+
+
+def test_the_log_of_aliases_is_bounded(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "ALIAS_LOG_MAX", 2000)
+    make(layout, "v1")
+    for number in range(60):
+        versions.make_alias(layout, LLAMA, f"a{number}", "v1", 0)
+    assert layout.alias_log(LLAMA).stat().st_size <= 2000
+    assert log_of(layout)[-1] == ("a59", None, "v1")
+
+
+def test_of_many_who_claim_a_name_one_gets_it(layout: Layout) -> None:
+    for round_number in range(10):
+        wanted = manifest(entry("a"), version=f"v{round_number}")
+        got: list[int] = []
+        refused: list[ModelfsError] = []
+        start = threading.Barrier(8)
+
+        def claim(wanted: Manifest = wanted, start: threading.Barrier = start) -> None:
+            start.wait()
+            try:
+                got.append(freezing.claim(layout, wanted, 0))  # noqa: B023
+            except AlreadyExists as error:
+                refused.append(error)  # noqa: B023
+
+        threads = [threading.Thread(target=claim) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert (len(got), len(refused)) == (1, 7)
+        assert freezing.take_over(layout, wanted.id) is None  # somebody works on it
+        os.close(got[0])
+        taken = freezing.take_over(layout, wanted.id)
+        assert taken is not None
+        os.close(taken)
+    assert {p.name[0] for p in layout.pending_model(LLAMA).iterdir()} == {"v"}
+
+
+def test_a_lock_of_a_pending_folder_that_was_made_anew_is_not_taken_for_the_new_one(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = manifest(entry("a"), version="v1")
+    os.close(freezing.claim(layout, old, 0))
+    held: list[int] = []
+    flock = freezing.fcntl.flock
+
+    def too_late(fd: int, operation: int) -> None:
+        monkeypatch.undo()
+        versions.discard_pending(layout, old.id)  # rmdir, and another node freezes it anew
+        held.append(freezing.claim(layout, old, 0))
+        flock(fd, operation)
+
+    monkeypatch.setattr(freezing.fcntl, "flock", too_late)
+    assert freezing.take_over(layout, old.id) is None
+    os.close(held[0])
+
+
+def test_a_version_without_its_manifest_is_not_found(layout: Layout) -> None:
+    made = make(layout, "v1")
+    layout.manifest(made.id).write_bytes(b"{")
+    with pytest.raises(StoreError, match="damaged"):
+        versions.read_manifest(layout, made.id)
+    layout.manifest(made.id).unlink()
+    with pytest.raises(NotFound):
+        versions.read_manifest(layout, made.id)
+
+
+def test_a_store_of_another_format_is_refused(layout: Layout) -> None:
+    (layout.root / "format").write_text("99\n")
+    with pytest.raises(StoreError, match="format 99"):
+        layout.make()
+
+
+def test_a_tree_of_read_only_files_can_be_removed_and_removed_again(tmp_path: Path) -> None:
+    folder = tmp_path / "tree" / "inner"
+    folder.mkdir(parents=True)
+    (folder / "a").write_text("x")
+    (folder / "link").symlink_to("/nowhere")
+    (folder / "a").chmod(0o444)
+    folder.chmod(0o555)
+    remove_tree(tmp_path / "tree")
+    assert not (tmp_path / "tree").exists()
+    remove_tree(tmp_path / "tree")
