@@ -134,6 +134,7 @@ class VersionFile(Node):
         self._version = version
         self._entry = entry
         self._view = view
+        self._pages_of: int | None = None  # the inode that the kernel's pages were read from
 
     def is_same(self, *args: object) -> bool:
         entry, view = args[1], args[2]
@@ -167,7 +168,9 @@ class VersionFile(Node):
             self.refuse_change()
         await self.refresh()
         file = await self.services.library.open(self._version, self._entry)
-        return Opened(FrozenHandle(file), keeps_pages=True)
+        keeps_pages = self._pages_of == file.inode  # `modelfs verify` may have put another
+        self._pages_of = file.inode
+        return Opened(FrozenHandle(file), keeps_pages)
 
     def refuse_change(self) -> None:
         raise ReadOnly(f"{self._version} is frozen")

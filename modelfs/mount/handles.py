@@ -3,7 +3,7 @@
 import logging
 from typing import TYPE_CHECKING
 
-from modelfs.errors import ReadOnly, Stale
+from modelfs.errors import NotFound, ReadOnly, Stale
 from modelfs.store.cache import CachedFile
 from modelfs.store.library import Readable
 from modelfs.store.parts import Urgency
@@ -45,7 +45,11 @@ class WorkHandle:
             return await services.staging.read(staged, offset, size)
         if self.source is None:
             raise Stale(f"{self.node.name} has changed")
-        data = await services.fetcher.read(self.source, offset, size)
+        try:
+            data = await services.fetcher.read(self.source, offset, size)
+        except (Stale, NotFound):
+            services.registry.expire(self.node.model, self.node.folder.path)
+            raise Stale(f"{self.node.name} was changed in the registry by someone else") from None
         if not self.source.is_complete:
             if self._ahead is None:
                 self._ahead = ReadAhead(self.source.part_size, self.source.info.size)

@@ -6,6 +6,7 @@ at once by what this mount does. Owned by the trio thread.
 """
 
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -320,6 +321,12 @@ class Registry:
         listing = self._listings.get(self.keys.model(model))
         folder = listing.folders.get(path) if listing else None
         return self.expires_in_s(folder) if folder else 0.0
+
+    def expire(self, model: ModelId, path: str) -> None:
+        """Believe no longer what is known of the folder `path`: it was seen to be wrong."""
+        listing = self._listings.get(self.keys.model(model))
+        if listing is not None and (folder := listing.folders.get(path)) is not None:
+            folder.listed_at = -math.inf
 
     def hidden_keys(self) -> dict[str, str]:
         """Return key -> reason of keys that are hidden from the tree (the first 1,000)."""

@@ -56,7 +56,9 @@ class VersionView:
 
 
 class Readable(Protocol):
-    """An open file of a version."""
+    """An open file of a version; `inode` is the number of the file that it is read from."""
+
+    inode: int
 
     async def read(self, offset: int, size: int) -> bytes | bytearray:
         """Return bytes, fewer at the end of the file."""
@@ -373,9 +375,12 @@ class Library:
 class _PlainFile:
     """A finished file of a version."""
 
-    def __init__(self, library: Library, version: VersionId, opened: tuple[int, int]) -> None:
+    def __init__(
+        self, library: Library, version: VersionId, opened: tuple[int, os.stat_result]
+    ) -> None:
         self._library, self._version = library, version
-        self._fd, self._size = opened
+        self._fd, found = opened
+        self._size, self.inode = found.st_size, found.st_ino
         library.opened(version)
 
     async def read(self, offset: int, size: int) -> bytes | bytearray:
@@ -399,6 +404,7 @@ class _ComingFile:
     ) -> None:
         self._library, self._freeze, self._file = library, freeze, file
         self._version = version or (freeze.manifest.id if freeze else None)
+        self.inode = os.fstat(file.fd).st_ino
         if self._version:
             library.opened(self._version)
 
@@ -440,6 +446,6 @@ def _pending_versions(layout: Layout) -> list[VersionId]:
     return found
 
 
-def _open_plain(path: "os.PathLike[str]") -> tuple[int, int]:
+def _open_plain(path: "os.PathLike[str]") -> tuple[int, os.stat_result]:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    return fd, os.fstat(fd).st_size
+    return fd, os.fstat(fd)

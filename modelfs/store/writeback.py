@@ -80,7 +80,7 @@ class Writeback:
         on in the background all the same.
         """
         if staged.is_dirty:
-            await self._staging.promise(staged, Promise.CLOSED, durable=False)
+            await self._record(staged, Promise.CLOSED, durable=False)
         while staged.is_dirty:
             job = self.start(staged)
             job.again.set()
@@ -90,10 +90,17 @@ class Writeback:
                 await wait_while_moving(tried, self._progress, self._registry.timeout_s)
             except ModelfsError as error:
                 staged.error = str(error)
-                await self._staging.promise(staged, Promise.CLOSED, durable=True)
+                await self._record(staged, Promise.CLOSED, durable=True)
                 raise
             if job.error is not None:
                 raise job.error
+
+    async def _record(self, staged: StagedFile, promise: Promise, *, durable: bool) -> None:
+        """Write a promise down; where the store's disk refuses, the upload goes on all the same."""
+        try:
+            await self._staging.promise(staged, promise, durable=durable)
+        except OSError as error:
+            log.warning("what was promised of %s is not on the disk: %s", staged.name, error)
 
     def start(self, staged: StagedFile) -> _Job:
         """Have a closed file uploaded in the background."""
@@ -130,7 +137,7 @@ class Writeback:
                 else:
                     staged.error = str(job.error)
                     log.error("%s/main/%s waits: %s", staged.model, staged.name, job.error)
-                    await self._staging.promise(staged, Promise.CLOSED, durable=True)
+                    await self._record(staged, Promise.CLOSED, durable=True)
                 tried, job.tried = job.tried, trio.Event()
                 tried.set()
                 if job.error is not None:
@@ -178,7 +185,7 @@ class Writeback:
         self._registry.note_put(staged.model, staged.name, info)
         # What was written meanwhile may be promised already; it replaces this object now.
         promise = staged.promise if staged.is_dirty else Promise.KEPT
-        await self._staging.promise(staged, promise, durable=False)
+        await self._record(staged, promise, durable=False)
 
     async def _upload_parts(
         self, staged: StagedFile, key: str, metadata: dict[str, str]

@@ -302,8 +302,9 @@ def test_a_file_that_was_fsynced_reaches_the_registry_after_a_kill(mount: Mount)
 
 @pytest.mark.parametrize("flags", [0, os.O_TRUNC, os.O_APPEND])
 def test_a_file_neither_closed_nor_fsynced_never_replaces_the_object(
-    mount: Mount, flags: int
+    moto_mount: Mount, flags: int
 ) -> None:
+    mount = moto_mount
     (mount.main / "a").write_bytes(b"good")
     fd = os.open(mount.main / "a", os.O_WRONLY | flags)
     os.write(fd, b"half")

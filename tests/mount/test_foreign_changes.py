@@ -25,7 +25,7 @@ MIB = 1 << 20
 MARGIN_S = 1.0
 SIZE = 6 * MIB
 BLOCK = 64 << 10
-ROUNDS = 6
+ROUNDS = 4
 
 # Reads half of a mapped file, says so, waits for a line, reads the rest; prints block -> hash.
 MAPPED_READER = """

@@ -192,6 +192,7 @@ async def test_a_file_larger_than_the_cache_comes_whole_where_all_of_it_is_neede
         assert file.is_complete
         assert store.requests() == {"GetObject": 6}
         house.cache.close(file)
+        await until(lambda: not file.users)  # it has been checked
         await house.read(key(0))
         assert house.cache.used_bytes == PART
 

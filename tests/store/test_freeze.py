@@ -628,6 +628,7 @@ async def test_what_failed_here_may_be_cleared_and_frozen_by_another_node(
     store.flip(PREFIX + "a", 3)
     async with open_house(tmp_path / "s", store) as here:
         assert (await here.freeze("v1")).state is State.FAILED
+        await here.library._freezes[version("v1")].over.wait()
         async with open_house(tmp_path / "s", other, host="node-b", is_crash=True) as there:
             assert (await there.library.view(version("v1"))).state is State.FAILED
             await there.library.remove(version("v1"))
