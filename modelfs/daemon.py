@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 DISK_THREADS = 16
 WAITING_REQUESTS = 512  # requests of the kernel that may wait for the registry at once
 CACHE_SAVE_LIMIT_S = 10.0
+HANDLERS_LIMIT_S = 10.0  # for requests that are still being answered when the daemon ends
 
 WrapStore = Callable[[ObjectStore], ObjectStore]
 MakeOperations = Callable[[Tree], Operations]
@@ -213,7 +214,7 @@ class _Daemon:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._announce, name="announce")
-                nursery.start_soon(self._obey, services, name="signals")
+                nursery.start_soon(self._obey, services, nursery.cancel_scope, name="signals")
                 await pyfuse3.main(max_tasks=WAITING_REQUESTS)
                 nursery.cancel_scope.cancel()
         finally:
@@ -239,13 +240,14 @@ class _Daemon:
             os.write(self._ready_fd, b"ok\n")
             os.close(self._ready_fd)
 
-    async def _obey(self, services: Services) -> None:
+    async def _obey(self, services: Services, serving: trio.CancelScope) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for number in signals:
                 log.info("%s: ending", signal.Signals(number).name)
                 _notify("STOPPING=1")
                 await self._drain(services)
                 pyfuse3.terminate()
+                serving.deadline = trio.current_time() + HANDLERS_LIMIT_S
 
     async def _drain(self, services: Services) -> None:
         """Send what waits; before and after the unmount there is one `drain_timeout` for both."""

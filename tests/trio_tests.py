@@ -128,6 +128,8 @@ class House:
             return bytes(await self.fetcher.read(file, offset, length))
         finally:
             self.cache.close(file)
+            if file.is_complete:
+                await until(lambda: not file.users)  # it has been checked
 
     async def freeze(self, name: str, model: ModelId = LLAMA) -> VersionView:
         """Freeze a model and return the version when it is ready or has failed."""

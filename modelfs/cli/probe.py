@@ -1,17 +1,17 @@
 """Ask a mount for its status within a time limit, and never hang with it.
 
 A call on a mount whose daemon stands still cannot always be killed, and a process with
-such a call cannot end. So the call is made by a child that is left behind if need be.
+such a call cannot end. So the calls are made by children that are left behind if need be.
 """
 
 import errno
 import json
 import os
-import subprocess
 from typing import Any
 
 from modelfs.cli.mounts import Mount
 from modelfs.errors import ModelfsError
+from modelfs.mount.mountpoints import run_bounded
 from modelfs.names import CONTROL
 
 LIMIT_S = 5.0
@@ -28,7 +28,7 @@ class DaemonSilent(ModelfsError):
 
 def read_status(mount: Mount, limit_s: float = LIMIT_S) -> dict[str, Any]:
     """Return the daemon's status.json, or raise DaemonGone or DaemonSilent."""
-    code, out, err = _bounded(["cat", "--", str(mount.path / CONTROL / "status.json")], limit_s)
+    code, out, err = run_bounded(["cat", "--", str(mount.path / CONTROL / "status.json")], limit_s)
     where = f"{mount.registry} at {mount.path}"
     if code is None:
         raise DaemonSilent(f"{where} gives no answer in {limit_s:g} s: see its log")
@@ -45,35 +45,6 @@ def read_status(mount: Mount, limit_s: float = LIMIT_S) -> dict[str, Any]:
     return status
 
 
-def _bounded(command: list[str], limit_s: float) -> tuple[int | None, str, str]:
-    """Run a command; its status is None where it did not end in time and was left behind."""
-    child = subprocess.Popen(
-        command,
-        env={**os.environ, "LC_ALL": "C"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    try:
-        out, err = child.communicate(timeout=limit_s)
-    except subprocess.TimeoutExpired:
-        _leave(child)
-        return None, "", ""
-    return child.returncode, out.decode(errors="replace"), err.decode(errors="replace")
-
-
-def _leave(child: subprocess.Popen[bytes]) -> None:
-    """Kill a child and do not wait longer for its end than it takes where it can be killed."""
-    child.kill()
-    for pipe in (child.stdout, child.stderr):
-        if pipe is not None:
-            pipe.close()
-    try:
-        child.wait(timeout=0.5)
-    except subprocess.TimeoutExpired:
-        child.returncode = -9  # it stays behind; init reaps it, and Popen need not warn
-
-
 def take_away(mount: Mount, limit_s: float = 10.0) -> None:
     """Detach a mount whose daemon is gone, with all that is mounted below it (lazily)."""
     for command in (
@@ -81,7 +52,7 @@ def take_away(mount: Mount, limit_s: float = 10.0) -> None:
         ["umount", "-l", str(mount.path)],
     ):
         try:
-            code, _, err = _bounded(command, limit_s)
+            code, _, err = run_bounded(command, limit_s)
         except FileNotFoundError:  # an image without fuse3
             continue
         if code == 0:

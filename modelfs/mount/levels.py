@@ -74,6 +74,7 @@ class RootFolder(Level):
             return self.child(name, control.RootControl)
         if is_plain_name(name) and (
             name in await self.services.library.namespaces()
+            or any(model.namespace == name for model in self.services.staging.models())
             or name in await self.services.registry.namespaces()
         ):
             return self.child(name, NamespaceFolder)
@@ -126,6 +127,7 @@ class NamespaceFolder(Level):
     async def lookup(self, name: str) -> Node:
         if is_plain_name(name) and (
             name in await self.services.library.models(self.name)
+            or ModelId(self.name, name) in self.services.staging.models()
             or name in await self._registered()
         ):
             return self.child(name, ModelFolder)

@@ -85,33 +85,49 @@ def _is_dead(mountpoint: Path) -> bool:
     A statfs is asked of the daemon every time; a stat of a mount whose daemon was killed a
     moment ago is still answered from the kernel's memory.
     """
-    try:
-        done = subprocess.run(
-            ["stat", "-f", "-c", "", str(mountpoint)],
-            capture_output=True,
-            timeout=PROBE_LIMIT_S,
-            env={**os.environ, "LC_ALL": "C"},
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return False
-    return os.strerror(errno.ENOTCONN).encode() in done.stderr
+    _, _, said = run_bounded(["stat", "-f", "-c", "", str(mountpoint)], PROBE_LIMIT_S)
+    return os.strerror(errno.ENOTCONN) in said
 
 
 def unmount_lazily(mountpoint: Path) -> None:
     """Take a mount away whoever uses it; raises MountError."""
-    done = subprocess.run(
-        ["fusermount3", "-u", "-z", str(mountpoint)],
-        capture_output=True,
-        text=True,
-        timeout=PROBE_LIMIT_S,
-        check=False,
-    )
-    if done.returncode != 0:
+    code, _, said = run_bounded(["fusermount3", "-u", "-z", str(mountpoint)], PROBE_LIMIT_S)
+    if code != 0:
         raise MountError(
             f"{mountpoint}: a dead mount is there and cannot be taken away "
-            f"({done.stderr.strip()}): try umount -l {mountpoint} as root"
+            f"({said.strip()}): try umount -l {mountpoint} as root"
         )
+
+
+def run_bounded(command: list[str], limit_s: float) -> tuple[int | None, str, str]:
+    """Run a command; its status is None where it did not end in time and was left behind.
+
+    What waits for a mount that hangs cannot always be killed, so it is not waited for.
+    """
+    child = subprocess.Popen(
+        command,
+        env={**os.environ, "LC_ALL": "C"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        out, err = child.communicate(timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        _leave(child)
+        return None, "", ""
+    return child.returncode, out.decode(errors="replace"), err.decode(errors="replace")
+
+
+def _leave(child: subprocess.Popen[bytes]) -> None:
+    child.kill()
+    for pipe in (child.stdout, child.stderr):
+        if pipe is not None:
+            pipe.close()
+    try:
+        child.wait(timeout=0.5)
+    except subprocess.TimeoutExpired:
+        child.returncode = -9  # it stays behind; init reaps it, and Popen need not warn
 
 
 def check_store(store: Path, filesystems: tuple[str, ...], *, is_default: bool) -> None:

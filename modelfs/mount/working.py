@@ -18,6 +18,7 @@ from modelfs.errors import (
     NotFound,
     NotPermitted,
     ReadOnly,
+    RegistryUnavailable,
     Stale,
 )
 from modelfs.mount import moving
@@ -87,7 +88,12 @@ class WorkFolder(Folder):
         staged = self.services.staging.get(self.model, self.path_of(name))
         if staged is not None:
             return self.child(name, WorkFile, staged.base)
-        listed = await self.listed()
+        try:
+            listed = await self.listed()
+        except RegistryUnavailable:
+            if self.services.staging.below(self.model, self.path_of(name)):
+                return self.child(name, WorkFolder)
+            raise
         self._absent_ttl_s = self.services.registry.expires_in_s(listed)
         if name in listed.folders:
             return self.child(name, WorkFolder)

@@ -221,13 +221,16 @@ class Registry:
         listing = self._listings.get(prefix)
         if listing is not None and not self._has_expired(listing, path):
             return listing
-        flight = f"{prefix}\0{path}" if by_folder or prefix in self._big else prefix
+        was_whole = not by_folder and prefix not in self._big
+        flight = prefix if was_whole else f"{prefix}\0{path}"
         try:
             await self._flights.do(flight, lambda: self._refresh(prefix, path, by_folder))
         except RegistryUnavailable:
             if listing is None or (not listing.is_whole and path not in listing.folders):
                 raise
             return listing
+        if was_whole and path and prefix in self._big:  # it has turned out to be big just now
+            return await self._fresh(prefix, path, by_folder=False)
         return self._listings[prefix]
 
     def _has_expired(self, listing: Listing, path: str) -> bool:

@@ -240,8 +240,7 @@ class Freeze:
         self.state, self.error, self.manifest = State.READY, None, manifest
         log.info("%s is ready: %d files, %d bytes", manifest.id, len(files), manifest.size)
         when_ready(manifest)
-        await self._disk.run(versions.follow_latest, self._layout, manifest.id.model)
-        await self._disk.run(versions.discard_pending, self._layout, manifest.id)
+        await self._disk.run(versions.finish_publish, self._layout, manifest.id)
 
     # -------------------------------------------- reads of what is coming
 

@@ -284,9 +284,7 @@ class Library:
                 os.close(lock_fd)
                 continue
             if is_ready:
-                await self._disk.run(self.layout.version(version).chmod, 0o555)
-                await self._disk.run(versions.follow_latest, self.layout, version.model)
-                await self._disk.run(versions.discard_pending, self.layout, version)
+                await self._disk.run(versions.finish_publish, self.layout, version)
             if is_ready or view.state is State.FAILED:
                 os.close(lock_fd)
             else:
@@ -326,6 +324,9 @@ class Library:
                 return
             lock_fd = await self._disk.run(freezing.take_over, self.layout, version)
             if lock_fd is None:
+                if not await self._disk.run(self.layout.pending(version).exists):
+                    await self.remove(version)  # it became ready, or was removed, just now
+                    return
                 raise Busy(f"{version} is being frozen by another node: remove it there")
             try:
                 await self._disk.run(versions.discard_pending, self.layout, version)

@@ -133,6 +133,10 @@ class Staging:
         start = f"{folder}/" if folder else ""
         return [s for (m, name), s in self._shown.items() if m == model and name.startswith(start)]
 
+    def models(self) -> set[ModelId]:
+        """Return the models of which something is staged."""
+        return {model for model, _ in self._shown}
+
     def in_folder(self, model: ModelId, folder: str) -> dict[str, StagedFile]:
         """Return the staged files that lie directly in a folder, by their last name."""
         return {

@@ -157,6 +157,13 @@ def forget_empty(layout: Layout, namespace: str) -> None:
                 folder.rmdir()
 
 
+def finish_publish(layout: Layout, version: VersionId) -> None:
+    """Do what is left when a version is in `models/`; again at a start, whatever a crash left."""
+    layout.version(version).chmod(0o555)
+    follow_latest(layout, version.model)
+    discard_pending(layout, version)
+
+
 def sweep(layout: Layout, model: ModelId) -> None:
     """Remove the bytes of removed versions and of given up freezes of a model."""
     for folder in (layout.model(model), layout.pending_model(model)):

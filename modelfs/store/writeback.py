@@ -262,7 +262,7 @@ class Writeback:
                 try:
                     await self._cache.adopt(staged.path, staged.base)
                     await self._staging.remove(staged, with_bytes=False)
-                except OSError as error:
+                except (OSError, ModelfsError) as error:
                     log.warning("%s could not go into the cache: %s", staged.path, error)
                     await self._staging.remove(staged, with_bytes=True)
 

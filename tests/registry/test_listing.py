@@ -28,7 +28,10 @@ def shape(listing: Listing) -> dict[str, tuple[list[str], list[str]]]:
 def test_keys_become_folders_with_files_and_markers() -> None:
     listing = listing_of("", "a", "b/c", "b/d/e", "empty/")
     assert shape(listing) == {
-        "": (["a"], ["b", "empty"]), "b": (["c"], ["d"]), "b/d": (["e"], []), "empty": ([], [])
+        "": (["a"], ["b", "empty"]),
+        "b": (["c"], ["d"]),
+        "b/d": (["e"], []),
+        "empty": ([], []),
     }
     assert listing.exists
     assert [p for p, f in listing.folders.items() if f.has_marker] == ["", "empty"]
