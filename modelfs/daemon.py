@@ -26,7 +26,7 @@ from modelfs.mount import mountpoints
 from modelfs.mount.fuse import Operations
 from modelfs.mount.levels import RootFolder
 from modelfs.mount.tree import Services, Tree
-from modelfs.mount.working import WorkFile
+from modelfs.mount.workfile import WorkFile
 from modelfs.names import Keys
 from modelfs.registry.objects import ObjectId, ObjectStore
 from modelfs.registry.registry import Registry

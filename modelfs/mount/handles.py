@@ -11,7 +11,7 @@ from modelfs.store.readahead import ReadAhead
 from modelfs.store.staging import Promise, StagedFile
 
 if TYPE_CHECKING:
-    from modelfs.mount.working import WorkFile
+    from modelfs.mount.workfile import WorkFile
 
 log = logging.getLogger(__name__)
 

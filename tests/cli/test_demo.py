@@ -22,9 +22,11 @@ LIMIT_S = 150
 def test_the_demo_tells_its_story_to_the_end_and_leaves_nothing(tmp_path: Path) -> None:
     if not os.access("/dev/fuse", os.R_OK | os.W_OK) or shutil.which("fusermount3") is None:
         pytest.skip("needs /dev/fuse and fusermount3")
+    folder = tmp_path / "demo"
+    folder.mkdir()
     done = subprocess.run(
         [sys.executable, "-m", "modelfs", "demo"],
-        env={**os.environ, "TMPDIR": str(tmp_path)},
+        env={**os.environ, "TMPDIR": str(folder)},
         capture_output=True,
         text=True,
         timeout=LIMIT_S,
@@ -33,7 +35,7 @@ def test_the_demo_tells_its_story_to_the_end_and_leaves_nothing(tmp_path: Path) 
     for told in ("v1 is ready", "every value is equal", "Read-only file system", "is unmounted"):
         assert told in done.stdout
     assert "\x1b" not in done.stdout
-    assert list(tmp_path.iterdir()) == []
+    assert list(folder.iterdir()) == []
 
 
 def test_what_the_demo_needs_is_told_in_one_line(
