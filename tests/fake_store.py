@@ -201,9 +201,23 @@ class FakeStore:
         finally:
             self._answer(request)
 
+    def is_versioned(self) -> bool:
+        return False
+
+    def list_versions_page(self, prefix: str, *, token: str | None = None) -> ListPage:
+        raise AssertionError("this bucket keeps no versions")
+
     def get_range(
-        self, object_id: ObjectId, offset: int, length: int, fd: int, at: int, progress: Progress
+        self,
+        object_id: ObjectId,
+        offset: int,
+        length: int,
+        fd: int,
+        at: int,
+        progress: Progress,
+        version_id: str | None = None,
     ) -> ObjectInfo:
+        assert version_id is None
         request = self._begin("GetObject", object_id.key, offset, length)
         try:
             with self._lock:

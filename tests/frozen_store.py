@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modelfs.names import ModelId, VersionId
-from modelfs.store import freeze, versions
+from modelfs.store import pending as pending_room
+from modelfs.store import versions
 from modelfs.store.layout import Layout
 from modelfs.store.manifest import Entry, Manifest, Provenance, folders_of
 
@@ -48,19 +49,19 @@ class FrozenStore:
             folders=folders,
             files=tuple(entries),
         )
-        here = freeze.unchanged_files(self.layout, bare) if is_linked else {}
+        here = pending_room.unchanged_files(self.layout, bare) if is_linked else {}
         pending = self.layout.pending(bare.id)
         pending.mkdir(parents=True)
-        freeze._make_folders(pending, bare)
+        pending_room.make_folders(pending, bare)
         for entry in entries:
             target = pending / "files" / entry.path
             if entry.object.id in here:
-                freeze.link_or_copy(here[entry.object.id][1], target)
+                pending_room.link_or_copy(here[entry.object.id][1], target)
             else:
                 target.write_bytes(files[entry.path][0])
-                freeze.seal_file(target, entry)
+                pending_room.seal_file(target, entry)
         manifest = bare.completed(entries, MODIFIED_NS + int.from_bytes(version.encode()[-1:]))
-        freeze._seal_folders(pending / "files", manifest, self.layout)
+        pending_room.seal_folders(pending / "files", manifest, self.layout)
         versions.publish(self.layout, manifest, pending / "files")
         versions.follow_latest(self.layout, model)
         versions.discard_pending(self.layout, bare.id)

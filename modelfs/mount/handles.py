@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from modelfs.errors import NotFound, ReadOnly, Stale
 from modelfs.store.cache import CachedFile
-from modelfs.store.library import Readable
+from modelfs.store.openfiles import Readable
 from modelfs.store.parts import Urgency
 from modelfs.store.readahead import ReadAhead
 from modelfs.store.staging import Promise, StagedFile

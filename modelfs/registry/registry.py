@@ -18,7 +18,7 @@ import trio
 from cachetools import LRUCache
 
 from modelfs.concurrency import Background, SingleFlight, Threads
-from modelfs.errors import AlreadyExists, NotFound, RegistryUnavailable
+from modelfs.errors import AccessDenied, AlreadyExists, NotFound, RegistryUnavailable
 from modelfs.names import Keys, ModelId, is_plain_name
 from modelfs.registry.listing import Changes, Folder, Listing
 from modelfs.registry.objects import ListPage, ObjectId, ObjectInfo, ObjectStore
@@ -204,17 +204,24 @@ class Registry:
         return folder.files.get(name) if folder else None
 
     async def list_afresh(self, model: ModelId) -> Listing:
-        """List a model whole, now, past all memory; raises NotFound."""
+        """List a model whole, now, past all memory; raises NotFound.
+
+        Where the bucket keeps versions of its objects, the objects have their VersionIds.
+        """
         prefix = self.keys.model(model)
         listing = Listing(prefix)
-        await self._list_pages(listing, prefix, pages_max=None)
+        try:
+            with_versions = await self.call(self.store.is_versioned)
+        except AccessDenied:  # rights for objects alone do
+            with_versions = False
+        await _add(listing, self._pages(prefix, with_versions=with_versions))
         if not listing.exists:
             raise NotFound(f"there is no model {model} in the registry")
         return listing
 
     async def list_below(self, prefix: str) -> list[ObjectInfo]:
         """Return every object whose key begins with `prefix`, now, hidden ones too."""
-        return [i async for page in self._pages(prefix, by_folder=False) for i in page.objects]
+        return [info async for page in self._pages(prefix) for info in page.objects]
 
     async def _fresh(self, prefix: str, path: str, *, by_folder: bool) -> Listing:
         """Return the listing of `prefix` in which the folder `path` is of age, or absent."""
@@ -246,7 +253,7 @@ class Registry:
         changes = self._changes.setdefault(prefix, Changes())
         if not by_folder and prefix not in self._big:
             listing = Listing(prefix)
-            if await self._list_pages(listing, prefix, pages_max=WHOLE_PAGES):
+            if await _add(listing, self._pages(prefix), pages_max=WHOLE_PAGES):
                 listing.add_folder("")
                 changes.apply(listing, started_at)
                 for folder in listing.folders.values():
@@ -263,7 +270,7 @@ class Registry:
     ) -> None:
         fresh = Listing(prefix, is_whole=False)
         where = f"{prefix}{path}/" if path else prefix
-        await self._list_pages(fresh, where, pages_max=None, by_folder=True)
+        await _add(fresh, self._pages(where, by_folder=True))
         listing = self._listings.get(prefix)
         if listing is None or listing.is_whole:
             listing = Listing(prefix, is_whole=False)
@@ -278,27 +285,15 @@ class Registry:
         listing.hidden.update(fresh.hidden)
         self._remember(listing)
 
-    async def _list_pages(
-        self, listing: Listing, prefix: str, *, pages_max: int | None, by_folder: bool = False
-    ) -> bool:
-        """Add every page below `prefix`; return False where there are more than `pages_max`."""
-        count = 0
-        async with aclosing(self._pages(prefix, by_folder=by_folder)) as pages:
-            async for page in pages:
-                for info in page.objects:
-                    listing.add(info)
-                for key in page.folders:
-                    listing.add(ObjectInfo(ObjectId(key, ""), 0, 0))
-                count += 1
-                if count == pages_max and page.token is not None:
-                    return False
-        return True
-
-    async def _pages(self, prefix: str, *, by_folder: bool) -> AsyncGenerator[ListPage, None]:
+    async def _pages(
+        self, prefix: str, *, by_folder: bool = False, with_versions: bool = False
+    ) -> AsyncGenerator[ListPage, None]:
+        ask = partial(self.store.list_page, prefix, by_folder=by_folder)
+        if with_versions:
+            ask = partial(self.store.list_versions_page, prefix)
         token: str | None = None
         while True:
-            request = partial(self.store.list_page, prefix, by_folder=by_folder, token=token)
-            page = await self.call(request)
+            page = await self.call(partial(ask, token=token))
             yield page
             token = page.token
             if token is None:
@@ -409,3 +404,20 @@ class Registry:
             batch = keys[start : start + 1000]
             failed.update(await self.call(self.store.delete_many, batch))
         return failed
+
+
+async def _add(
+    listing: Listing, pages: AsyncGenerator[ListPage, None], *, pages_max: int | None = None
+) -> bool:
+    """Add every page to a listing; return False where there are more than `pages_max`."""
+    count = 0
+    async with aclosing(pages):
+        async for page in pages:
+            for info in page.objects:
+                listing.add(info)
+            for key in page.folders:
+                listing.add(ObjectInfo(ObjectId(key, ""), 0, 0))
+            count += 1
+            if count == pages_max and page.token is not None:
+                return False
+    return True

@@ -13,7 +13,8 @@ import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -185,7 +186,7 @@ class Cache:
             file.add(index)
         file.is_checked = True
         self._insert(file)
-        await self.make_room(0)
+        await self.make_room()
 
     def rename(self, old: ObjectId, new: ObjectInfo) -> None:
         """Keep the bytes of an object that was copied to another key inside the registry."""
@@ -216,16 +217,20 @@ class Cache:
 
     # ------------------------------------------------- PartOwner, eviction
 
-    async def make_room(self, count: int) -> None:
-        """Evict until `count` more bytes fit below `max_size` and above `min_free`."""
+    @asynccontextmanager
+    async def room(self, count: int) -> AsyncIterator[None]:
+        """Hold room for `count` bytes while they come."""
         self._coming_bytes += count
         try:
-            while victims := self._victims(self._excess(await self._free())):
-                await self._evict(victims)
-            measured_at, free = self._free_bytes
-            self._free_bytes = (measured_at, free - count)  # until it is measured anew
+            await self.make_room()
+            yield
         finally:
             self._coming_bytes -= count
+
+    async def make_room(self, count: int = 0) -> None:
+        """Evict until what comes, and `count` bytes more, fit into `max_size` and `min_free`."""
+        while victims := self._victims(self._excess(await self._free()) + count):
+            await self._evict(victims)
 
     async def _free(self) -> tuple[int, int]:
         now = time.monotonic()
@@ -235,6 +240,7 @@ class Cache:
         return self._free_bytes  # type: ignore[return-value]
 
     def _excess(self, free: tuple[float, int]) -> int:
+        """Return by how many bytes what is here and what comes are too much; negative: too few."""
         over_size = self.used_bytes + self._coming_bytes - self._max_bytes
         return max(over_size, self._coming_bytes - free[1])
 
@@ -374,7 +380,7 @@ class Cache:
             self.used_bytes += file.present_bytes
         while len(self._files) > SIDECARS_MAX:
             self.forget(next(iter(self._files)))
-        await self.make_room(0)
+        await self.make_room()
 
     def _insert(self, file: CachedFile) -> None:
         self._files[file.info.id] = file

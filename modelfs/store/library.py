@@ -11,7 +11,6 @@ import os
 import time
 from collections import Counter
 from dataclasses import dataclass
-from typing import Protocol
 
 import trio
 from cachetools import LRUCache, TTLCache
@@ -28,12 +27,12 @@ from modelfs.errors import (
 )
 from modelfs.names import ModelId, VersionId, check_alias_name, check_version_name
 from modelfs.registry.registry import Registry
-from modelfs.store import freeze as freezing
-from modelfs.store import versions
+from modelfs.store import pending, versions
 from modelfs.store.cache import Cache
 from modelfs.store.freeze import Freeze, State
 from modelfs.store.layout import Layout, free_bytes
 from modelfs.store.manifest import Entry, FrozenFolder, Manifest, Provenance, as_tree, from_json
+from modelfs.store.openfiles import ComingFile, PlainFile, Readable, open_plain
 from modelfs.store.parts import Fetcher, PartFile, read_at
 from modelfs.store.staging import Staging
 
@@ -53,17 +52,6 @@ class VersionView:
     state: State
     done_bytes: int
     error: str | None
-
-
-class Readable(Protocol):
-    """An open file of a version; `inode` is the number of the file that it is read from."""
-
-    inode: int
-
-    async def read(self, offset: int, size: int) -> bytes | bytearray:
-        """Return bytes, fewer at the end of the file."""
-
-    def close(self) -> None: ...
 
 
 class Library:
@@ -159,29 +147,31 @@ class Library:
         view = await self.view(version)
         if view.state is State.FAILED:
             raise VersionFailed(f"{version} has failed: {view.error}")
-        if view.state is State.READY:
-            return await self._open_ready(version, entry)
+        finished = await self.open_finished(version, entry.path)
+        if finished is not None:
+            return finished
         freeze = self._freezes.get(version)
-        if freeze is not None and entry.path not in freeze.done:
-            return _ComingFile(self, freeze, await freeze.open_coming(entry))
-        if freeze is not None:
-            path = self.layout.pending(version) / "files" / entry.path
-            try:
-                return _PlainFile(self, version, await self._disk.run(_open_plain, path))
-            except FileNotFoundError:  # it became ready between the two
-                return await self._open_ready(version, entry)
-        return _ComingFile(self, None, await self._cache.open(entry.object), version)
+        coming = await (freeze.open_coming(entry) if freeze else self._cache.open(entry.object))
+        return ComingFile(self, freeze, coming, version, entry.path)
 
-    async def _open_ready(self, version: VersionId, entry: Entry) -> Readable:
-        path = self.layout.version(version) / entry.path
-        try:
-            return _PlainFile(self, version, await self._disk.run(_open_plain, path))
-        except FileNotFoundError:
-            if not await self._disk.run(self.layout.version(version).is_dir):
-                raise NotFound(f"there is no version {version}") from None
-            raise VersionFailed(
-                f"{version} lacks {entry.path}, in quarantine: modelfs verify {version} brings it"
-            ) from None
+    async def open_finished(self, version: VersionId, path: str) -> PlainFile | None:
+        """Open a file of a version where all of it is here and checked, else return None."""
+        freeze = self._freezes.get(version)
+        is_ready = version.version in (await self.shelf(version.model)).ready
+        if not is_ready and (freeze is None or path not in freeze.done):
+            return None
+        folders = [self.layout.pending(version) / "files"] if not is_ready else []
+        for folder in (*folders, self.layout.version(version)):  # it may move in between
+            try:
+                opened = await self._disk.run(open_plain, folder / path)
+            except FileNotFoundError:
+                continue
+            return PlainFile(self, version, opened)
+        if not await self._disk.run(self.layout.version(version).is_dir):
+            raise NotFound(f"there is no version {version}")
+        raise VersionFailed(
+            f"{version} lacks {path}, in quarantine: modelfs verify {version} brings it"
+        )
 
     # -------------------------------------------------------------- freezes
 
@@ -194,7 +184,7 @@ class Library:
             raise Busy(f"{writing[0].name} is being written, or waits for its upload")
         manifest = await self._pin(version, uid)
         needed = await self._check_space(manifest)
-        lock_fd = await self._disk.run(freezing.claim, self.layout, manifest, needed)
+        lock_fd = await self._disk.run(pending.claim, self.layout, manifest, needed)
         self._start(manifest, lock_fd)
 
     async def _pin(self, version: VersionId, uid: int) -> Manifest:
@@ -206,7 +196,11 @@ class Library:
                 "a version is the whole model or it is not made"
             )
         files = tuple(
-            Entry(path, i.id.key, i.id.etag, i.size, i.modified_ns, md5=i.md5)
+            Entry(
+                *(path, i.id.key, i.id.etag, i.size, i.modified_ns),
+                md5=i.md5,
+                version_id=i.version_id,
+            )
             for path, i in sorted(listing.walk())
         )
         if not files:
@@ -227,14 +221,14 @@ class Library:
 
         What the freezes under way will still write is counted as used.
         """
-        here = await self._disk.run(freezing.unchanged_files, self.layout, manifest)
+        here = await self._disk.run(pending.unchanged_files, self.layout, manifest)
         needed = sum(
             entry.size
             for entry in manifest.files
             if entry.object.id not in here and not self._cache.complete_file(entry.object.id)
         )
         free, _ = await self._disk.run(free_bytes, self.layout.models)
-        reserved = await self._disk.run(freezing.reserved_bytes, self.layout)
+        reserved = await self._disk.run(pending.reserved_bytes, self.layout)
         if needed and needed > free - reserved:
             raise NoSpace(
                 f"{manifest.id} needs {needed} bytes more, the store {self.layout.root} "
@@ -273,7 +267,7 @@ class Library:
             ours = self._freezes.get(version)
             if ours is not None and ours.state is State.DOWNLOADING:
                 continue
-            lock_fd = await self._disk.run(freezing.take_over, self.layout, version)
+            lock_fd = await self._disk.run(pending.take_over, self.layout, version)
             if lock_fd is None:
                 continue
             try:
@@ -322,7 +316,7 @@ class Library:
                 self._changed(version.model)
                 await self.remove(version)
                 return
-            lock_fd = await self._disk.run(freezing.take_over, self.layout, version)
+            lock_fd = await self._disk.run(pending.take_over, self.layout, version)
             if lock_fd is None:
                 if not await self._disk.run(self.layout.pending(version).exists):
                     await self.remove(version)  # it became ready, or was removed, just now
@@ -373,53 +367,6 @@ class Library:
         return await self._fetcher.read(file, offset, size)
 
 
-class _PlainFile:
-    """A finished file of a version."""
-
-    def __init__(
-        self, library: Library, version: VersionId, opened: tuple[int, os.stat_result]
-    ) -> None:
-        self._library, self._version = library, version
-        self._fd, found = opened
-        self._size, self.inode = found.st_size, found.st_ino
-        library.opened(version)
-
-    async def read(self, offset: int, size: int) -> bytes | bytearray:
-        size = min(size, self._size - offset)
-        return await self._library.read_plain(self._fd, offset, size) if size > 0 else b""
-
-    def close(self) -> None:
-        os.close(self._fd)
-        self._library.closed(self._version)
-
-
-class _ComingFile:
-    """A file of a version that is still on its way, here (`freeze`) or on another node."""
-
-    def __init__(
-        self,
-        library: Library,
-        freeze: Freeze | None,
-        file: PartFile,
-        version: VersionId | None = None,
-    ) -> None:
-        self._library, self._freeze, self._file = library, freeze, file
-        self._version = version or (freeze.manifest.id if freeze else None)
-        self.inode = os.fstat(file.fd).st_ino
-        if self._version:
-            library.opened(self._version)
-
-    async def read(self, offset: int, size: int) -> bytes | bytearray:
-        if self._freeze is not None and self._freeze.state is State.FAILED:
-            raise VersionFailed(f"{self._version} has failed: {self._freeze.error}")
-        return await self._library.read_parts(self._file, offset, size)
-
-    def close(self) -> None:
-        self._file.leave()
-        if self._version:
-            self._library.closed(self._version)
-
-
 def _view(manifest: Manifest, state: State, error: str | None = None) -> VersionView:
     done = manifest.size if state is State.READY else 0
     return VersionView(manifest, as_tree(manifest), state, done, error)
@@ -445,8 +392,3 @@ def _pending_versions(layout: Layout) -> list[VersionId]:
             namespace, model, version = path.parts[-4:-1]
             found.append(VersionId(ModelId(namespace, model), version))
     return found
-
-
-def _open_plain(path: "os.PathLike[str]") -> tuple[int, os.stat_result]:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    return fd, os.fstat(fd)

@@ -11,8 +11,9 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -35,8 +36,8 @@ class Urgency(IntEnum):
 class PartOwner(Protocol):
     """Whose PartFile it is: makes room before a part comes, and is told when it came."""
 
-    async def make_room(self, count: int) -> None:
-        """Return when `count` more bytes may be written, or raise NoSpace."""
+    def room(self, count: int) -> AbstractAsyncContextManager[None]:
+        """Hold room for `count` bytes while they are fetched and written."""
 
     def part_arrived(self, file: "PartFile", index: int, info: ObjectInfo) -> None:
         """Take note of a part, and of what the registry said of the object."""
@@ -198,16 +199,10 @@ class Fetcher:
         file, index = flight.file, flight.index
         try:
             offset, length = index * file.part_size, file.length_of(index)
-            await file.owner.make_room(length)
-            info = await self._registry.call_data(
-                self._registry.store.get_range,
-                file.info.id,
-                offset,
-                length,
-                file.fd,
-                offset,
-                self.progress,
-            )
+            get = partial(self._registry.store.get_range, version_id=file.info.version_id)
+            where = (file.info.id, offset, length, file.fd, offset)
+            async with file.owner.room(length):
+                info = await self._registry.call_data(get, *where, self.progress)
             file.add(index)
             self.fetched_parts += 1
             file.owner.part_arrived(file, index, info)

@@ -20,9 +20,9 @@ from pathlib import Path
 from modelfs.errors import NotFound, RegistryUnavailable, Stale, WrongBytes
 from modelfs.names import ModelId, VersionId
 from modelfs.registry.objects import ObjectInfo, ObjectStore
-from modelfs.store.freeze import link_or_copy, seal_file, set_attribute
 from modelfs.store.layout import Layout, copy_durably, move_durably, sync_folder
 from modelfs.store.manifest import Entry
+from modelfs.store.pending import link_or_copy, seal_file, set_attribute
 from modelfs.store.rereading import Pace, sha256_of
 
 TRIES = 3  # of one request

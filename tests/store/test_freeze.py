@@ -25,7 +25,7 @@ from modelfs.errors import (
 from modelfs.names import ModelId
 from modelfs.store import freeze as freezing
 from modelfs.store import library as libraries
-from modelfs.store import versions
+from modelfs.store import pending, versions
 from modelfs.store.freeze import State
 from modelfs.store.layout import Layout
 from modelfs.store.manifest import Manifest
@@ -211,13 +211,13 @@ async def test_a_file_can_be_opened_in_the_moment_of_mkdir(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = model()
-    real, may_begin = freezing._make_folders, threading.Event()
+    real, may_begin = pending.make_folders, threading.Event()
 
     def make_folders(folder: Path, manifest: Manifest) -> None:
         may_begin.wait(10)
         real(folder, manifest)
 
-    monkeypatch.setattr(freezing, "_make_folders", make_folders)
+    monkeypatch.setattr(pending, "make_folders", make_folders)
     async with open_house(tmp_path / "s", store) as house:
         await house.library.freeze(version("v1"), 0)
         view = await house.library.view(version("v1"))
@@ -475,12 +475,12 @@ class Killed(BaseException):
 
 STEPS = [
     (freezing, "write_durably"),
-    (freezing, "_make_folders"),
-    (freezing, "unchanged_files"),
-    (freezing, "_hashes"),
-    (freezing, "seal_file"),
-    (freezing, "_put_in_place"),
-    (freezing, "_seal_folders"),
+    (pending, "make_folders"),
+    (pending, "unchanged_files"),
+    (pending, "hashes"),
+    (pending, "seal_file"),
+    (pending, "put_in_place"),
+    (pending, "seal_folders"),
     (versions, "publish"),
     (versions, "write_durably"),
     (versions, "follow_latest"),
@@ -655,7 +655,7 @@ async def test_a_bug_fails_the_freeze_with_a_reason_and_rmdir_clears_it(
 ) -> None:
     async with open_house(tmp_path / "s", model()) as house:
         with monkeypatch.context() as patch:
-            patch.setattr(freezing, "_hashes", lambda *_: 1 / 0)
+            patch.setattr(pending, "hashes", lambda *_: 1 / 0)
             view = await house.freeze("v1")
         assert (view.state, view.error) == (State.FAILED, "a bug of modelfs: see the log")
         await house.library.remove(version("v1"))

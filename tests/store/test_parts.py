@@ -1,6 +1,7 @@
 """Parts on their way: each once, the urgent first, few at a time, errors to all who wait."""
 
 import os
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
@@ -174,7 +175,7 @@ async def test_a_part_that_breaks_off_is_tried_again(tmp_path: Path) -> None:
 class BrokenDisk:
     """A PartOwner whose disk is gone."""
 
-    async def make_room(self, count: int) -> None:
+    def room(self, count: int) -> AbstractAsyncContextManager[None]:
         raise OSError(5, "Input/output error")
 
     def part_arrived(self, file: PartFile, index: int, info: object) -> None: ...

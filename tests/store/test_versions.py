@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from modelfs.errors import AlreadyExists, Busy, InvalidName, ModelfsError, NotFound, StoreError
-from modelfs.store import freeze as freezing
+from modelfs.store import pending as freezing
 from modelfs.store import versions
 from modelfs.store.layout import Layout, remove_tree
 from modelfs.store.manifest import Manifest
