@@ -25,6 +25,7 @@ from modelfs.errors import MountError, RegistryError, RegistryUnavailable, Store
 from modelfs.mount import mountpoints
 from modelfs.mount.fuse import Operations
 from modelfs.mount.levels import RootFolder
+from modelfs.mount.native import NativeVersions
 from modelfs.mount.tree import Services, Tree
 from modelfs.mount.workfile import WorkFile
 from modelfs.names import Keys
@@ -137,7 +138,7 @@ class _Daemon:
             background.start_soon(services.registry.watch, name="registry watch")
             background.start_soon(services.library.keep_resuming, name="pending freezes")
             self._tree = Tree(services, lambda tree: RootFolder(tree, None, ""))
-            await self._serve(services, make_operations(self._tree))
+            await self._serve(services, background, make_operations(self._tree))
             await self._end(services)
             nursery.cancel_scope.cancel()
 
@@ -164,6 +165,7 @@ class _Daemon:
         staging = Staging(layout.staged, disk)
         fetcher = Fetcher(registry, background, disk, config.parallel_requests)
         writeback = Writeback(registry, staging, cache, background, host=layout.host)
+        native = NativeVersions(layout, self._mountpoint, is_enabled=config.native_versions)
         library = Library(
             *(layout, registry, staging, cache, fetcher, disk, background),
             part_size=config.part_size,
@@ -171,9 +173,10 @@ class _Daemon:
                 *(config.name, config.endpoint, config.bucket, config.prefix, layout.host),
                 __version__,
             ),
+            on_served=native.want,
         )
         return Services(
-            *(config, registry, cache, fetcher, staging, writeback, library, disk),
+            *(config, registry, cache, fetcher, staging, writeback, library, native, disk),
             uid=os.getuid(),
             gid=os.getgid(),
             started_ns=time.time_ns(),
@@ -203,7 +206,9 @@ class _Daemon:
 
     # ------------------------------------------------------------- the mount
 
-    async def _serve(self, services: Services, operations: Operations) -> None:
+    async def _serve(
+        self, services: Services, background: Background, operations: Operations
+    ) -> None:
         try:
             pyfuse3.init(operations, str(self._mountpoint), self._fuse_options())
         except RuntimeError as error:
@@ -213,7 +218,7 @@ class _Daemon:
             ) from error
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._announce, name="announce")
+                nursery.start_soon(self._announce, services, background, name="announce")
                 nursery.start_soon(self._obey, services, nursery.cancel_scope, name="signals")
                 await pyfuse3.main(max_tasks=WAITING_REQUESTS)
                 nursery.cancel_scope.cancel()
@@ -230,7 +235,7 @@ class _Daemon:
             options.add("allow_other")
         return options
 
-    async def _announce(self) -> None:
+    async def _announce(self, services: Services, background: Background) -> None:
         """Say that the mount is there once it answers, asked by a thread."""
         await trio.to_thread.run_sync(os.stat, self._mountpoint, abandon_on_cancel=True)
         await trio.to_thread.run_sync(mountpoints.tune, self._mountpoint)
@@ -239,6 +244,8 @@ class _Daemon:
         if self._ready_fd is not None:
             os.write(self._ready_fd, b"ok\n")
             os.close(self._ready_fd)
+        background.start_soon(services.library.announce_served, name="what aliases point at")
+        background.start_soon(services.native.run, name="native mounts")
 
     async def _obey(self, services: Services, serving: trio.CancelScope) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -246,6 +253,7 @@ class _Daemon:
                 log.info("%s: ending", signal.Signals(number).name)
                 _notify("STOPPING=1")
                 await self._drain(services)
+                await services.native.release_all()
                 pyfuse3.terminate()
                 serving.deadline = trio.current_time() + HANDLERS_LIMIT_S
 

@@ -59,6 +59,7 @@ class Mount:
             "store": str(self.store),
             "metadata_ttl": METADATA_TTL_S,
             "timeout": TIMEOUT_S,
+            "native_versions": False,  # tests/mount/test_native.py tests them
             **settings,
         }
         tables = {key: value for key, value in values.items() if isinstance(value, dict)}

@@ -15,6 +15,7 @@ import trio
 from modelfs.concurrency import Background, Threads
 from modelfs.config import RegistryConfig
 from modelfs.mount.levels import RootFolder
+from modelfs.mount.native import NativeVersions
 from modelfs.mount.tree import Services, Tree
 from modelfs.names import Keys, ModelId, VersionId
 from modelfs.registry import registry as registries
@@ -217,7 +218,9 @@ async def open_house(
             provenance=Provenance("hub", config.endpoint, config.bucket, config.prefix, host, "0"),
         )
         services = Services(
-            *(config, registry, cache, fetcher, staging, writeback, library, disk),
+            *(config, registry, cache, fetcher, staging, writeback, library),
+            NativeVersions(layout, folder / "mountpoint", is_enabled=False),
+            disk,
             uid=os.getuid(),
             gid=os.getgid(),
             started_ns=time.time_ns(),

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import subprocess
 from pathlib import Path
 
 import click
@@ -16,9 +15,6 @@ from modelfs.cli.probe import read_status
 from modelfs.cli.tree import Model
 from modelfs.errors import ModelfsError
 from modelfs.names import LATEST, MAIN, VersionId, is_version_name
-
-RELEASES_MAX = 3  # the daemon may put a native mount back as soon as somebody looks
-RELEASE_LIMIT_S = 10
 
 
 @click.command(short_help="Print the plain folder of a version.")
@@ -140,36 +136,10 @@ def _why_busy(model: Model, name: str) -> str:
 def _remove(model: Model, name: str) -> None:
     """Remove a version's folder; what is mounted on it for native speed is taken away first."""
     path = model.version_path(name)
-    for _ in range(RELEASES_MAX):
-        try:
-            os.rmdir(path)
-            return
-        except OSError as error:
-            is_native = error.errno == errno.EBUSY and path in mounts.mounted_folders()
-            if not is_native or _is_pinned(model, name):
-                raise
-        _release(path, f"{model}@{name}")
+    if path in mounts.mounted_folders() and not _is_pinned(model, name):
+        os.setxattr(model.path, "user.modelfs.release", name.encode())
     os.rmdir(path)
 
 
 def _is_pinned(model: Model, name: str) -> bool:
     return any(alias != LATEST for alias in _pointing(model, name))
-
-
-def _release(path: Path, version: str) -> None:
-    """Unmount the plain folder from a version's folder (umount(8): only root may)."""
-    try:
-        done = subprocess.run(
-            ["umount", "--no-canonicalize", str(path)],
-            capture_output=True,
-            text=True,
-            timeout=RELEASE_LIMIT_S,
-            env={**os.environ, "LC_ALL": "C"},
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ModelfsError(f"cannot delete {version}: umount {path}: {error}") from error
-    if done.returncode and path in mounts.mounted_folders():
-        problem = (done.stderr.strip().splitlines() or ["umount failed"])[-1]
-        if problem.endswith("target is busy."):
-            problem = f"a file of it is open: fuser -vm {path} shows by whom"
-        raise ModelfsError(f"cannot delete {version}: {problem}")

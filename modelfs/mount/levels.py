@@ -37,8 +37,10 @@ from modelfs.names import (
     is_plain_name,
     is_version_name,
 )
+from modelfs.store.freeze import State
 
 DESCRIPTIONS = ("description", "source")
+RELEASE = "release"  # set on a model to a version's name, before that is removed
 DESCRIPTION_MAX_BYTES = 2048  # S3's limit of all user metadata of an object
 
 
@@ -184,6 +186,8 @@ class ModelFolder(Level):
         if name in shelf.ready or name in shelf.pending:
             version = VersionId(self.model, name)
             view = await self.services.library.view(version)
+            if view.state is State.READY:
+                self.services.native.want(version)
             return self.child(name, VersionFolder, version, "", view)
         raise NotFound(f"{self.model} has no {name}")
 
@@ -275,12 +279,21 @@ class ModelFolder(Level):
 
     async def set_xattr(self, name: str, value: str) -> None:
         self.refuse_change()
+        if name == RELEASE:
+            await self._release(value)
+            return
         if name not in DESCRIPTIONS:
             raise NotPermitted(f"of a model, only {' and '.join(DESCRIPTIONS)} can be set")
         if len(value.encode()) > DESCRIPTION_MAX_BYTES:
             raise InvalidName(f"the most is {DESCRIPTION_MAX_BYTES} bytes")
         found = await self.services.registry.description(self.model)
         await self.services.registry.describe(self.model, {**found, name: value})
+
+    async def _release(self, name: str) -> None:
+        """Take the native mount of a version away, so that rmdir can reach it."""
+        version = VersionId(self.model, check_version_name(name))
+        if not await self.services.native.release(version):
+            raise Busy(f"{version} is in use")
 
 
 class AliasLink(Node):

@@ -20,6 +20,7 @@ from modelfs.errors import (
     NotPermitted,
     NotSupported,
 )
+from modelfs.mount.native import NativeVersions
 from modelfs.registry.registry import Registry
 from modelfs.store.cache import Cache
 from modelfs.store.library import Library
@@ -90,6 +91,7 @@ class Services:
     staging: Staging
     writeback: Writeback
     library: Library
+    native: NativeVersions
     disk: Threads
     uid: int
     gid: int

@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
@@ -69,6 +70,7 @@ class Library:
         *,
         part_size: int,
         provenance: Provenance,
+        on_served: Callable[[VersionId], None] = lambda version: None,
     ) -> None:
         self.layout = layout
         self._registry = registry
@@ -79,6 +81,7 @@ class Library:
         self._background = background
         self._part_size = part_size
         self._provenance = provenance
+        self._on_served = on_served
         self._freezes: dict[VersionId, Freeze] = {}
         self._views: LRUCache[VersionId, VersionView] = LRUCache(
             ENTRIES_MAX, getsizeof=lambda view: min(ENTRIES_MAX, 1 + len(view.manifest.files))
@@ -257,9 +260,10 @@ class Library:
         except Exception:
             log.exception("the freeze of %s ended by a bug", freeze.manifest.id)
             await freeze.fail("a bug of modelfs: see the log")
+        self._changed(freeze.manifest.id.model)
         if freeze.state is State.READY:
             self._freezes.pop(freeze.manifest.id, None)
-        self._changed(freeze.manifest.id.model)
+            self._on_served(freeze.manifest.id)  # `latest` points at it
 
     async def resume(self) -> None:
         """Go on with freezes that nobody works on: at start, and when another node died."""
@@ -336,12 +340,20 @@ class Library:
         check_alias_name(alias)
         await self._disk.run(versions.make_alias, self.layout, model, alias, target, uid)
         self._changed(model)
+        self._on_served(VersionId(model, target.removesuffix("/")))
+
+    async def announce_served(self) -> None:
+        """Name every version that an alias points at: servers read those."""
+        for version in await self._disk.run(versions.served, self.layout):
+            self._on_served(version)
 
     async def rename_alias(self, model: ModelId, old: str, new: str, uid: int) -> None:
         check_alias_name(old)
         check_alias_name(new)
         await self._disk.run(versions.rename_alias, self.layout, model, old, new, uid)
         self._changed(model)
+        if (target := (await self.shelf(model)).aliases.get(new)) is not None:
+            self._on_served(VersionId(model, target))
 
     async def remove_alias(self, model: ModelId, alias: str, uid: int) -> None:
         check_alias_name(alias)

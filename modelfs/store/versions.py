@@ -61,6 +61,17 @@ def shelf(layout: Layout, model: ModelId) -> ModelShelf:
     return ModelShelf(frozenset(ready), frozenset(pending), aliases)
 
 
+def served(layout: Layout) -> list[VersionId]:
+    """Return the ready versions that aliases point at."""
+    found = []
+    for namespace in namespaces(layout):
+        for name in models(layout, namespace):
+            model = ModelId(namespace, name)
+            here = shelf(layout, model)
+            found += [VersionId(model, v) for v in {*here.aliases.values()} & here.ready]
+    return found
+
+
 def _scan(folder: Path) -> Iterator[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
