@@ -162,7 +162,9 @@ class _Daemon:
             min_free=config.cache.min_free_bytes,
             on_wrong_bytes=self._drop_pages,
         )
-        staging = Staging(layout.staged, disk)
+        staging = Staging(
+            layout.staged, disk, local_only=config.local_only, max_bytes=config.staged_max
+        )
         fetcher = Fetcher(registry, background, disk, config.parallel_requests)
         writeback = Writeback(registry, staging, cache, background, host=layout.host)
         native = NativeVersions(layout, self._mountpoint, is_enabled=config.native_versions)

@@ -92,11 +92,7 @@ class WorkHandle:
             if staged.failure is not None:
                 await self._give_up(staged)
             elif self.is_writer and staged.is_dirty:
-                try:
-                    await services.staging.promise(staged, Promise.CLOSED, durable=False)
-                except OSError as error:  # a full disk: the upload gives room, and needs none
-                    log.warning("%s: its record cannot be written: %s", node.name, error)
-                services.writeback.start(staged)
+                await services.writeback.publish_later(staged)
             await services.writeback.settle(staged)
             if not node.is_detached and node.staged is None:
                 if staged.failure is None:

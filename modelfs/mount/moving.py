@@ -14,13 +14,19 @@ from modelfs.errors import ModelfsError, NotFound, Stale
 from modelfs.mount.tree import Services
 from modelfs.names import ModelId
 from modelfs.registry.objects import ObjectInfo, format_mtime
-from modelfs.store.staging import StagedFile
+from modelfs.store.staging import Promise, StagedFile
 
 PARALLEL_COPIES = 8
 
 
 async def put_marker(services: Services, model: ModelId, path: str) -> None:
-    """Make the folder's own key; of a model ('') it is the model's marker."""
+    """Make the folder's own key; of a model ('') it is the model's marker.
+
+    A folder that stays on this node has none.
+    """
+    if services.staging.is_local(path):
+        services.staging.local_folders.add((model, path))
+        return
     registry = services.registry
     name = f"{path}/" if path else ""
     info = await registry.call(registry.store.put_empty, registry.keys.file(model, name), {})
@@ -29,6 +35,9 @@ async def put_marker(services: Services, model: ModelId, path: str) -> None:
 
 async def delete_marker(services: Services, model: ModelId, path: str) -> None:
     """Delete a folder's own key; one that has none is as well."""
+    services.staging.local_folders.discard((model, path))
+    if services.staging.is_local(path):
+        return
     registry = services.registry
     await registry.call(registry.store.delete, registry.keys.file(model, f"{path}/"))
     registry.note_removed(model, f"{path}/")
@@ -123,7 +132,11 @@ async def _move_staged(
 ) -> None:
     staged.base, staged.base_etag = base, base.id.etag if base else None
     services.staging.move(staged, model, path)
-    await services.staging.promise(staged, staged.promise, durable=False)
+    if staged.promise is Promise.LOCAL and not services.staging.is_local(path):
+        staged.generation += 1  # from now on it belongs into the registry
+        await services.writeback.publish_later(staged)
+    else:
+        await services.staging.promise(staged, staged.promise, durable=False)
 
 
 async def _move_object(
@@ -173,6 +186,7 @@ async def move_folder(
         await put_marker(services, to_model, to_path)
     for relative, copied in copies.items():
         registry.note_put(to_model, f"{to_path}/{relative}", copied)
+    services.staging.local_folders.discard((model, path))
     await _move_all_staged(services, model, path, to_model, to_path, copies)
     await _delete_moved(services, [info.id.key for info in objects])
     for relative in copies:

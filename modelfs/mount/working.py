@@ -52,12 +52,15 @@ class WorkFolder(WorkPlace):
         try:
             return await self.services.registry.folder(self.model, self.path)
         except NotFound:
-            if self._model is None and not self._staged():
+            if self._model is None and not self.services.staging.has_folder(self.model, self.path):
                 raise
             return ListedFolder()
 
     def _staged(self) -> dict[str, StagedFile]:
         return self.services.staging.in_folder(self.model, self.path)
+
+    def _local_folders(self) -> set[str]:
+        return self.services.staging.folders_in(self.model, self.path)
 
     async def refresh(self) -> None:
         if not self.is_detached:
@@ -79,7 +82,7 @@ class WorkFolder(WorkPlace):
                 return self.child(name, WorkFolder)
             raise
         self._absent_ttl_s = self.services.registry.expires_in_s(listed)
-        if name in listed.folders:
+        if name in listed.folders or name in self._local_folders():
             return self.child(name, WorkFolder)
         if name not in listed.files:
             raise NotFound(f"{name} is not in {self.model}")
@@ -97,7 +100,7 @@ class WorkFolder(WorkPlace):
         }
         for name, staged in self._staged().items():
             found[name] = partial(self.child, name, WorkFile, staged.base)
-        for name in listed.folders:
+        for name in listed.folders | self._local_folders():
             found[name] = partial(self.child, name, WorkFolder)
         return sorted(found.items())
 
@@ -132,7 +135,7 @@ class WorkFolder(WorkPlace):
         if not isinstance(node, WorkFolder):
             raise NotAFolder(f"{name} is a file")
         listed = await node.listed()
-        if not listed.is_empty or node._staged():
+        if not listed.is_empty or node._staged() or node._local_folders():
             raise NotEmpty(f"{name} is not empty")
         await self.keep()
         await moving.delete_marker(self.services, self.model, node.path)
@@ -153,6 +156,9 @@ class WorkFolder(WorkPlace):
 
         In the registry a folder without a marker ends with its last key.
         """
+        if self.services.staging.is_local(self.path):
+            await moving.put_marker(self.services, self.model, self.path)
+            return
         listed = await self.listed()
         if not listed.has_marker and len(listed.files) + len(listed.folders) <= 1:
             await moving.put_marker(self.services, self.model, self.path)

@@ -6,11 +6,13 @@ they are, which object they replace (`base_etag`) and what was promised of them:
     open    written, and nobody was told anything: never replaces an object after a crash
     closed  closed or fsynced: it is uploaded until the registry has it
     kept    the registry has it: nothing is left to do
+    local   it stays on this node (`local_only`): never uploaded, never frozen
     aside   found `open` after a crash, kept for a person to look at
 
 Owned by the trio thread; the work on the disk runs in its threads.
 """
 
+import errno
 import json
 import logging
 import os
@@ -19,6 +21,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import trio
@@ -41,6 +44,7 @@ class Promise(StrEnum):
     OPEN = "open"
     CLOSED = "closed"
     KEPT = "kept"
+    LOCAL = "local"
     ASIDE = "aside"
 
 
@@ -116,11 +120,42 @@ class Staging:
     INVARIANT: at most one staged file is what a path shows; discarded ones are none.
     """
 
-    def __init__(self, folder: Path, disk: Threads) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        disk: Threads,
+        *,
+        local_only: tuple[str, ...] = (),
+        max_bytes: int | None = None,
+    ) -> None:
         self._folder = folder
         self._disk = disk
+        self._local_only = local_only
+        self._max_bytes = max_bytes
+        self.local_folders: set[tuple[ModelId, str]] = set()
         self._shown: dict[tuple[ModelId, str], StagedFile] = {}
         self.aside: list[StagedFile] = []
+
+    def is_local(self, path: str) -> bool:
+        """Tell whether a file or folder of main/ stays on this node."""
+        return any(
+            fnmatchcase(component, pattern)
+            for component in path.split("/")
+            for pattern in self._local_only
+        )
+
+    def has_folder(self, model: ModelId, path: str) -> bool:
+        """Tell whether a local folder is here, or a staged file below that path."""
+        return (model, path) in self.local_folders or bool(self.below(model, path))
+
+    def folders_in(self, model: ModelId, folder: str) -> set[str]:
+        """Return the local folders that lie directly in a folder, by their last name."""
+        start = f"{folder}/" if folder else ""
+        local = [path for m, path in self.local_folders if m == model and path.startswith(start)]
+        local += [s.name for s in self.below(model, folder) if s.promise is Promise.LOCAL]
+        rest = [path.removeprefix(start) for path in local]
+        found = {path.partition("/")[0] for path in rest if "/" in path}
+        return found | {path for path in rest if (model, start + path) in self.local_folders}
 
     def get(self, model: ModelId, name: str) -> StagedFile | None:
         return self._shown.get((model, name))
@@ -167,6 +202,7 @@ class Staging:
     async def write(self, staged: StagedFile, offset: int, data: bytes) -> None:
         await self._reopen(staged)
         try:
+            self._check_bound(staged, offset + len(data))
             await self._disk.run(_write_now, staged.fd, offset, data)
         except OSError as error:
             staged.failure = error
@@ -179,6 +215,13 @@ class Staging:
         await self._disk.run(os.ftruncate, staged.fd, size)
         staged.size = size
         staged.change()
+
+    def _check_bound(self, staged: StagedFile, size: int) -> None:
+        """Raise ENOSPC where a file of `size` would make the staged bytes too many."""
+        if self._max_bytes is None or size <= staged.size:
+            return
+        if sum(other.size for other in self) - staged.size + size > self._max_bytes:
+            raise OSError(errno.ENOSPC, "more than `staged_max` would wait to be uploaded")
 
     async def _reopen(self, staged: StagedFile) -> None:
         """Take the promise back before a file that the registry has is changed again."""
@@ -235,10 +278,14 @@ class Staging:
             staged.base_etag, staged.mtime_ns = found.base_etag, found.mtime_ns
             staged.size, staged.promise = found.size, found.promise
             staged.is_recovered = staged.is_written = True
-            if found.promise is Promise.CLOSED and not self.get(found.model, found.name):
+            is_promised = found.promise in (Promise.CLOSED, Promise.LOCAL)
+            if is_promised and not self.get(found.model, found.name):
                 staged.fd = await self._disk.run(os.open, found.path, os.O_RDWR | os.O_CLOEXEC)
                 self._shown[found.model, found.name] = staged
-                waiting.append(staged)
+                if found.promise is Promise.LOCAL:
+                    staged.uploaded_generation = staged.generation
+                else:
+                    waiting.append(staged)
             else:
                 log.warning(
                     "%s/main/%s was being written when modelfs ended: its bytes are kept in %s",

@@ -80,7 +80,7 @@ class Writeback:
         on in the background all the same.
         """
         if staged.is_dirty:
-            await self._record(staged, Promise.CLOSED, durable=False)
+            await self._promise(staged)
         while staged.is_dirty:
             job = self.start(staged)
             job.again.set()
@@ -101,6 +101,20 @@ class Writeback:
             await self._staging.promise(staged, promise, durable=durable)
         except OSError as error:
             log.warning("what was promised of %s is not on the disk: %s", staged.name, error)
+
+    async def _promise(self, staged: StagedFile) -> None:
+        """Write down that a file is closed; what stays on this node is done with that."""
+        if self._staging.is_local(staged.name):
+            await self._record(staged, Promise.LOCAL, durable=False)
+            staged.uploaded_generation = staged.generation
+        else:
+            await self._record(staged, Promise.CLOSED, durable=False)
+
+    async def publish_later(self, staged: StagedFile) -> None:
+        """Have a file that was closed uploaded, without waiting for it."""
+        await self._promise(staged)
+        if staged.is_dirty:
+            self.start(staged)
 
     def start(self, staged: StagedFile) -> _Job:
         """Have a closed file uploaded in the background."""
@@ -254,6 +268,8 @@ class Writeback:
             return
         async with staged.lock:
             if staged.users or staged.settled.is_set() or staged.is_dirty:
+                return
+            if staged.promise is Promise.LOCAL and not staged.is_discarded:
                 return
             staged.is_settling = True
             if staged.is_discarded or staged.base is None:

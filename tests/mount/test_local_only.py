@@ -1,0 +1,76 @@
+"""What stays on the node: editors' litter, and the bound on staged bytes."""
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.endpoints import S3Endpoint
+from tests.mount.conftest import MakeMount
+from tests.mounting import Mount, wait_until, xattr
+
+pytestmark = pytest.mark.mount
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_local_files_are_used_like_others_and_never_uploaded_nor_frozen(moto_mount: Mount) -> None:
+    main = moto_mount.main
+    (main / "nb.ipynb").write_text("notebook")
+    (main / ".ipynb_checkpoints").mkdir()
+    (main / ".ipynb_checkpoints" / "nb-checkpoint.ipynb").write_text("checkpoint")
+    (main / ".nb.ipynb.swp").write_bytes(b"swap")
+    with (main / ".nb.ipynb.swp").open("r+b") as file:
+        file.write(b"again")
+    assert sorted(os.listdir(main)) == [".ipynb_checkpoints", ".nb.ipynb.swp", "nb.ipynb"]
+    assert (main / ".ipynb_checkpoints" / "nb-checkpoint.ipynb").read_text() == "checkpoint"
+    assert (main / ".nb.ipynb.swp").read_bytes() == b"again"
+    assert xattr(main / ".nb.ipynb.swp", "dirty") == "0"
+    assert moto_mount.objects() == {"": b"", "nb.ipynb": b"notebook"}
+    version = moto_mount.freeze("v1")
+    assert sorted(os.listdir(version)) == ["nb.ipynb"]
+
+
+def test_local_files_outlive_a_restart_and_are_removed_like_others(moto_mount: Mount) -> None:
+    main = moto_mount.main
+    (main / ".ipynb_checkpoints").mkdir(parents=True)
+    (main / ".ipynb_checkpoints" / "a").write_text("a")
+    (main / ".x.swp").write_text("swap")
+    before = files(main)
+    assert moto_mount.stop() == 0
+    moto_mount.start()
+    assert files(main) == before == {".ipynb_checkpoints/a": b"a", ".x.swp": b"swap"}
+    moto_mount.kill()
+    moto_mount.start()
+    assert files(main) == before
+    shutil.rmtree(main / ".ipynb_checkpoints")
+    (main / ".x.swp").unlink()
+    assert os.listdir(main) == []
+    assert moto_mount.objects() == {"": b""}
+    assert list((moto_mount.store / "staged").rglob("*.json")) == []
+
+
+def test_a_local_file_that_is_renamed_to_another_name_is_uploaded(moto_mount: Mount) -> None:
+    (moto_mount.main / "nb.ipynb").write_text("old")
+    (moto_mount.main / ".~nb.ipynb").write_text("new")
+    (moto_mount.main / ".~nb.ipynb").rename(moto_mount.main / "nb.ipynb")
+    assert (moto_mount.main / "nb.ipynb").read_text() == "new"
+    wait_until(lambda: moto_mount.objects() == {"": b"", "nb.ipynb": b"new"})
+    assert os.listdir(moto_mount.main) == ["nb.ipynb"]
+
+
+def test_more_than_staged_max_is_enospc_and_the_object_stays(
+    moto_bucket: S3Endpoint, make_mount: MakeMount
+) -> None:
+    mount = make_mount(moto_bucket, staged_max=1 << 20)
+    mount.main.parent.mkdir(parents=True)
+    (mount.main / "a").write_bytes(b"good")
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        (mount.main / "a").write_bytes(bytes(2 << 20))
+    wait_until(lambda: (mount.main / "a").read_bytes() == b"good")
+    (mount.main / "b").write_bytes(bytes(1 << 19))
+    assert mount.objects() == {"": b"", "a": b"good", "b": bytes(1 << 19)}
