@@ -7,13 +7,13 @@ only makes a stall be noticed a moment later).
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Iterable
 from functools import partial
 from typing import Generic, TypeVar
 
 import trio
 
-from modelfs.errors import RegistryUnavailable
+from modelfs.errors import ModelfsError, RegistryUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +88,26 @@ async def wait_while_moving(done: trio.Event, progress: Progress, limit_s: float
         with trio.move_on_after(left_s):
             await done.wait()
             return
+
+
+async def side_by_side(works: Iterable[Callable[[], Awaitable[None]]], limit: int) -> None:
+    """Run all, `limit` at once; the first error ends the others and is raised as it is."""
+    limiter = trio.CapacityLimiter(limit)
+    first: list[Exception] = []
+
+    async def run(work: Callable[[], Awaitable[None]]) -> None:
+        async with limiter:
+            try:
+                await work()
+            except (ModelfsError, OSError) as error:
+                first.append(error)
+                nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for work in works:
+            nursery.start_soon(run, work)
+    if first:
+        raise first[0]
 
 
 class _Flight(Generic[T]):

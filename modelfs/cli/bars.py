@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 import click
 
-from modelfs.cli.output import share_text, size_text
+from modelfs.cli.output import byte_progress, share_text, size_text
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -69,25 +69,7 @@ class _Lines(ByteBar):
 
 class _Bar(ByteBar):
     def __init__(self, title: str) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-
-        self._progress: Progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
+        self._progress = byte_progress()
         self._task: TaskID = self._progress.add_task(title, total=None)
 
     def begin(self, total: int) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 import click
 
-from modelfs.cli.output import share_text, size_text
+from modelfs.cli.output import byte_progress, share_text, size_text
 from modelfs.cli.tree import UNKNOWN, Version
 from modelfs.errors import ModelfsError
 
@@ -73,25 +73,10 @@ class Bar(Follower):
     """A progress bar: bytes, rate, the time that is left."""
 
     def __init__(self, title: str) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
+        from rich.progress import TextColumn
 
-        self._progress: Progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[reason]}", markup=False, style="yellow"),
-            console=Console(stderr=True),
-            transient=True,
+        self._progress = byte_progress(
+            TextColumn("{task.fields[reason]}", markup=False, style="yellow")
         )
         self._task: TaskID = self._progress.add_task(title, total=None, reason="")
 

@@ -4,9 +4,12 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
 
 NOTHING = "-"
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -34,6 +37,30 @@ def complain(text: str) -> None:
 def say(text: str) -> None:
     """Print one line to stdout."""
     click.echo(_printable(text))
+
+
+def byte_progress(*columns: "ProgressColumn") -> "Progress":
+    """Return a bar on stderr for bytes, with more columns at its end; gone when it is done."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        *columns,
+        console=Console(stderr=True),
+        transient=True,
+    )
 
 
 def print_json(value: Any) -> None:

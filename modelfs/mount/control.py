@@ -7,6 +7,7 @@ them; a listing of them names what is there.
 import json
 import os
 import time
+from abc import abstractmethod
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from functools import partial
@@ -44,11 +45,13 @@ class ControlFolder(Folder):
     def attributes(self) -> Attributes:
         return self._attributes(mode=self.owner()[2] & 0o555 | 0o500)
 
+    @abstractmethod
     async def names(self) -> list[str]:
-        raise NotImplementedError  # pragma: no cover
+        """Return what is here now."""
 
+    @abstractmethod
     def make(self, name: str) -> Node:
-        raise NotImplementedError  # pragma: no cover
+        """Return the node of a name that is here."""
 
     async def lookup(self, name: str) -> Node:
         if name not in await self.names():

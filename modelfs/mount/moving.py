@@ -7,9 +7,9 @@ at all.
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 
-import trio
-
+from modelfs.concurrency import side_by_side
 from modelfs.errors import ModelfsError, NotFound, Stale
 from modelfs.mount.tree import Services
 from modelfs.names import ModelId
@@ -165,23 +165,12 @@ async def move_folder(
     old, new = registry.keys.file(model, f"{path}/"), registry.keys.file(to_model, f"{to_path}/")
     objects = await registry.list_below(old)
     copies: dict[str, ObjectInfo] = {}
-    errors: list[ModelfsError] = []
-    limiter = trio.CapacityLimiter(PARALLEL_COPIES)
 
     async def copy(info: ObjectInfo) -> None:
-        async with limiter:
-            try:
-                relative = info.id.key.removeprefix(old)
-                copies[relative] = await _copy(services, info, new + relative)
-            except ModelfsError as error:
-                errors.append(error)
-                nursery.cancel_scope.cancel()
+        relative = info.id.key.removeprefix(old)
+        copies[relative] = await _copy(services, info, new + relative)
 
-    async with trio.open_nursery() as nursery:
-        for info in objects:
-            nursery.start_soon(copy, info)
-    if errors:
-        raise errors[0]
+    await side_by_side([partial(copy, info) for info in objects], PARALLEL_COPIES)
     if not copies:
         await put_marker(services, to_model, to_path)
     for relative, copied in copies.items():

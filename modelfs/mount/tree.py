@@ -6,6 +6,7 @@ keeps no more than its place in the tree. Never imports pyfuse3. Owned by the tr
 """
 
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +101,7 @@ class Services:
     bugs: int = 0
 
 
-class Node:
+class Node(ABC):
     """A name in the tree; the defaults refuse.
 
     INVARIANT: a node that is not detached is its parent's child of its name.
@@ -125,11 +126,12 @@ class Node:
         """Tell whether a node made anew with these arguments would be this one."""
         return True
 
-    async def refresh(self) -> None:
+    async def refresh(self) -> None:  # noqa: B027  # a name that keeps nothing learns nothing
         """Learn what has changed, before `attributes`; raises NotFound where it is gone."""
 
+    @abstractmethod
     def attributes(self) -> Attributes:
-        raise NotImplementedError  # pragma: no cover
+        """Return what stat shows, of what was learned last."""
 
     def _attributes(
         self, *, mode: int, size: int = 0, mtime_ns: int | None = None, ttl_s: float = NAMES_TTL_S
@@ -197,13 +199,13 @@ class Folder(Node):
     def is_in_use(self) -> bool:
         return self.lookups > 0 or bool(self.children)
 
+    @abstractmethod
     async def lookup(self, name: str) -> Node:
         """Return the child; raises NotFound."""
-        raise NotImplementedError  # pragma: no cover
 
+    @abstractmethod
     async def entries(self) -> list[tuple[str, Maker]]:
         """Return the names, each with what makes its node of the same moment."""
-        raise NotImplementedError  # pragma: no cover
 
     def absent_ttl_s(self) -> float:
         """Return for how long the kernel may believe that a name is absent."""

@@ -5,6 +5,8 @@ is open, the open files keep the old node and the name gets a new one, so that t
 never mixes the pages of two states.
 """
 
+from abc import abstractmethod
+
 import trio
 
 from modelfs.errors import NotFound, Stale
@@ -23,21 +25,22 @@ class WorkPlace(Folder):
     """What a file of main/ asks of the folder that it is in."""
 
     @property
+    @abstractmethod
     def model(self) -> ModelId:
-        raise NotImplementedError  # pragma: no cover
+        """The model that it belongs to."""
 
     @property
+    @abstractmethod
     def path(self) -> str:
         """Its path below main/, '' of main/ itself."""
-        raise NotImplementedError  # pragma: no cover
 
     def path_of(self, name: str) -> str:
         path = self.path
         return f"{path}/{name}" if path else name
 
+    @abstractmethod
     async def listed(self) -> ListedFolder:
         """Return what the registry holds in the folder."""
-        raise NotImplementedError  # pragma: no cover
 
 
 class WorkFile(Node):

@@ -21,11 +21,12 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 import trio
 
-from modelfs.concurrency import Threads
+from modelfs.concurrency import Threads, side_by_side
 from modelfs.errors import (
     ModelfsError,
     NotFound,
@@ -149,23 +150,12 @@ class Freeze:
         ):
             self.done[entry.path] = entry
         local = await self._disk.run(pending.unchanged_files, self._layout, self.manifest)
-        limiter = trio.CapacityLimiter(PARALLEL_FILES)
-        errors: list[Exception] = []
-
-        async def bring(entry: Entry) -> None:
-            async with limiter:
-                try:
-                    await self._bring(entry, local.get(entry.object.id))
-                except (ModelfsError, OSError) as error:
-                    errors.append(error)
-                    nursery.cancel_scope.cancel()
-
-        async with trio.open_nursery() as nursery:
-            for entry in self.manifest.files:
-                if entry.path not in self.done:
-                    nursery.start_soon(bring, entry)
-        if errors:
-            raise errors[0]
+        works = [
+            partial(self._bring, entry, local.get(entry.object.id))
+            for entry in self.manifest.files
+            if entry.path not in self.done
+        ]
+        await side_by_side(works, PARALLEL_FILES)
 
     async def _bring(self, entry: Entry, twin: tuple[Entry, Path] | None) -> None:
         """Bring one file below `files/`: a link to what is here already, or fetched."""

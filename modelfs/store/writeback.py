@@ -7,13 +7,12 @@ thread; bodies are read and sent by threads of the registry's pool.
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 
 import trio
 
-from modelfs.concurrency import Background, Progress, wait_while_moving
+from modelfs.concurrency import Background, Progress, side_by_side, wait_while_moving
 from modelfs.errors import ModelfsError, NotFound
 from modelfs.registry.bodies import md5_of
 from modelfs.registry.objects import ObjectInfo, UploadedPart, format_mtime
@@ -209,23 +208,16 @@ class Writeback:
         part_size = _part_size(size)
         upload_id = await call(store.start_upload, key, metadata)
         done: list[UploadedPart] = []
-        limiter = trio.CapacityLimiter(PARALLEL_PARTS)
 
         async def upload_part(number: int) -> None:
             offset = (number - 1) * part_size
             length = min(part_size, size - offset)
-            async with limiter:
-                done.append(
-                    await call(
-                        *(store.upload_part, key, upload_id, number, staged.fd, offset, length),
-                        self._progress,
-                    )
-                )
+            where = (key, upload_id, number, staged.fd, offset, length)
+            done.append(await call(store.upload_part, *where, self._progress))
 
         try:
-            await _all_or_first_error(
-                [partial(upload_part, n + 1) for n in range(-(-size // part_size))]
-            )
+            numbers = range(1, -(-size // part_size) + 1)
+            await side_by_side([partial(upload_part, n) for n in numbers], PARALLEL_PARTS)
             done.sort(key=lambda part: part.number)
             return await call(store.finish_upload, key, upload_id, done, size)
         except BaseException:
@@ -299,21 +291,3 @@ async def _is_ours(staged: StagedFile, theirs: ObjectInfo) -> bool:
         return multipart_etag([UploadedPart(n, d.hex()) for n, d in enumerate(digests, 1)])
 
     return theirs.id.etag == await trio.to_thread.run_sync(etag_now)
-
-
-async def _all_or_first_error(works: list[Callable[[], Awaitable[None]]]) -> None:
-    """Run all side by side; the first error ends the others and is raised as it is."""
-    first: list[ModelfsError] = []
-
-    async def run(work: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await work()
-        except ModelfsError as error:
-            first.append(error)
-            nursery.cancel_scope.cancel()
-
-    async with trio.open_nursery() as nursery:
-        for work in works:
-            nursery.start_soon(run, work)
-    if first:
-        raise first[0]

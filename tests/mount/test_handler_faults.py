@@ -136,11 +136,11 @@ def test_a_bounded_handler_that_hangs_is_ended_by_its_deadline(
     for name in sorted(name for name in HANDLERS if is_bounded(name)):
         control.write_text(f"hang {name}")
         outcome = attempt(TRIGGERS[name], faulty_mount.model, faulty_mount.main)
-        control.write_text("")
         expected = 0 if name in NO_REPLY else errno.EIO
         if outcome.errno != expected or outcome.seconds > DEADLINE_LIMIT_S:
             wrong[name] = outcome
         wait_until(lambda name=name: f"{name} gave up after" in faulty_mount.log())  # type: ignore[misc]
+        control.write_text("")  # only now: what has no reply comes after its trigger has ended
         check_alive(faulty_mount, pid)
     assert wrong == {}
     assert faulty_mount.stop() == 0

@@ -208,6 +208,8 @@ def test_python_runs_from_main(twins: Twins) -> None:
         package.mkdir()
         (package / "__init__.py").write_text("from package.inner import answer\n")
         (package / "inner.py").write_text("answer = 42\n")
+        for source in package.iterdir():  # a .pyc holds its source's time
+            os.utime(source, (1_000_000_000, 1_000_000_000))
         command = [sys.executable, "-c", "import package; print(package.answer)"]
         return [
             subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout
