@@ -136,6 +136,11 @@ class NamespaceConfig(_Table):
         default=0o755, description="octal digits in quotes like '0770'"
     )
 
+    @property
+    def ids(self) -> tuple[int, int]:
+        """uid and gid for os.chown: -1 leaves one as it is."""
+        return -1 if self.uid is None else self.uid, -1 if self.gid is None else self.gid
+
 
 class RegistryConfig(_Table):
     """One registry: where it is, where it is mounted, where its versions are kept."""

@@ -175,6 +175,7 @@ class _Daemon:
                 *(config.name, config.endpoint, config.bucket, config.prefix, layout.host),
                 __version__,
             ),
+            namespace_of=config.namespace_of,
             on_served=native.want,
         )
         return Services(

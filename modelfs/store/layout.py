@@ -54,8 +54,16 @@ class Layout:
         """The local model: a version's plain folder."""
         return self.model(version.model) / version.version
 
+    @property
+    def manifests_root(self) -> Path:
+        return self.root / "manifests"
+
+    @property
+    def retired_root(self) -> Path:
+        return self.root / "retired"
+
     def manifests(self, model: ModelId) -> Path:
-        return self.root / "manifests" / model.namespace / model.name
+        return self.manifests_root / model.namespace / model.name
 
     def manifest(self, version: VersionId) -> Path:
         return self.manifests(version.model) / f"{version.version}.json"
@@ -68,7 +76,7 @@ class Layout:
 
     def retired(self, version: VersionId) -> Path:
         model = version.model
-        return self.root / "retired" / model.namespace / model.name / version.version
+        return self.retired_root / model.namespace / model.name / version.version
 
     def pending_model(self, model: ModelId) -> Path:
         return self.pending_root / model.namespace / model.name

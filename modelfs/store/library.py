@@ -17,6 +17,7 @@ import trio
 from cachetools import LRUCache, TTLCache
 
 from modelfs.concurrency import Background, Threads
+from modelfs.config import NamespaceConfig
 from modelfs.errors import (
     Busy,
     InvalidName,
@@ -70,6 +71,7 @@ class Library:
         *,
         part_size: int,
         provenance: Provenance,
+        namespace_of: Callable[[str], NamespaceConfig] = lambda name: NamespaceConfig(),
         on_served: Callable[[VersionId], None] = lambda version: None,
     ) -> None:
         self.layout = layout
@@ -81,6 +83,7 @@ class Library:
         self._background = background
         self._part_size = part_size
         self._provenance = provenance
+        self._namespace_of = namespace_of
         self._on_served = on_served
         self._freezes: dict[VersionId, Freeze] = {}
         self._views: LRUCache[VersionId, VersionView] = LRUCache(
@@ -187,6 +190,11 @@ class Library:
             raise Busy(f"{writing[0].name} is being written, or waits for its upload")
         manifest = await self._pin(version, uid)
         needed = await self._check_space(manifest)
+        namespace = self._namespace_of(version.model.namespace)
+        await self._disk.run(
+            versions.make_namespace,
+            *(self.layout, version.model.namespace, *namespace.ids, namespace.mode),
+        )
         lock_fd = await self._disk.run(pending.claim, self.layout, manifest, needed)
         self._start(manifest, lock_fd)
 

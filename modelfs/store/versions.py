@@ -6,8 +6,10 @@ and vanish by rename alone, and an exclusive create or rename decides between tw
 
 import errno
 import json
+import logging
 import os
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -19,6 +21,8 @@ from modelfs.errors import AlreadyExists, Busy, InvalidName, NotFound
 from modelfs.names import LATEST, ModelId, VersionId, is_version_name
 from modelfs.store.layout import Layout, copy_durably, remove_tree, sync_folder, write_durably
 from modelfs.store.manifest import Manifest, from_json
+
+log = logging.getLogger(__name__)
 
 CLAIM_MAX_S = 3600.0  # a claim is made within seconds
 ALIAS_LOG_MAX = 10 << 20  # bytes; the older half is dropped when it is longer
@@ -46,6 +50,25 @@ def models(layout: Layout, namespace: str) -> set[str]:
     """Return the models of a namespace that have a version in the store."""
     found = {*_names(layout.models / namespace), *_names(layout.pending_root / namespace)}
     return {m for m in found if not shelf(layout, ModelId(namespace, m)).is_empty}
+
+
+def make_namespace(layout: Layout, namespace: str, uid: int, gid: int, mode: int) -> None:
+    """Make a namespace's folders in the store, with its owner and mode; -1 leaves an id.
+
+    Who may not pass them reads no version, manifest or unfinished file of it. A daemon that
+    is not root may not give them away: they stay its own then.
+    """
+    for root in (layout.models, layout.pending_root, layout.manifests_root, layout.retired_root):
+        folder = root / namespace
+        folder.mkdir(parents=True, exist_ok=True)
+        found = folder.stat()
+        if uid not in (-1, found.st_uid) or gid not in (-1, found.st_gid):
+            try:
+                os.chown(folder, uid, gid)
+            except PermissionError as error:
+                log.warning("%s cannot get its namespace's owner: %s", folder, error.strerror)
+        if stat.S_IMODE(found.st_mode) != mode:
+            folder.chmod(mode)
 
 
 def shelf(layout: Layout, model: ModelId) -> ModelShelf:

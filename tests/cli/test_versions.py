@@ -3,10 +3,8 @@
 import errno
 import json
 import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -154,13 +152,12 @@ def test_rm_takes_the_native_mount_away_first(
             raise OSError(errno.EBUSY, "mounted")
         real_rmdir(path)
 
-    def unmount(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        assert command[-1] == str(version)
+    def release(path: os.PathLike[str], name: str, value: bytes) -> None:
+        assert (Path(path).name, name, value) == ("llama", "user.modelfs.release", b"v2")
         mount_list.write_text(listed)
-        return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(os, "rmdir", rmdir)
-    monkeypatch.setattr(subprocess, "run", unmount)
+    monkeypatch.setattr(os, "setxattr", release)
     assert modelfs("rm", "acme/llama@v2").status == 0
     assert not version.exists()
 
@@ -174,6 +171,6 @@ def test_rm_leaves_the_native_mount_of_a_version_with_an_alias(
 ) -> None:
     with mount_list.open("a") as listed:
         listed.write(mountinfo_line(llama.path / "acme/llama/v1", "ext4", "/dev/vda"))
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("it was unmounted"))
+    monkeypatch.setattr(os, "setxattr", lambda *_: pytest.fail("it was unmounted"))
     refuse("rmdir", errno.EBUSY)
     assert "production points at it" in modelfs("rm", "acme/llama@v1").err

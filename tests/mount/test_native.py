@@ -153,3 +153,33 @@ def test_reads_of_a_mounted_version_never_reach_the_daemon(mount: Mount) -> None
         os.close(folder)
     assert int(done.stdout) == len(BIG)
     assert sent == {}
+
+
+def test_a_namespace_keeps_its_owner_and_mode_in_the_store_and_in_the_mount(
+    moto_bucket: S3Endpoint, make_mount: MakeMount
+) -> None:
+    mount = make_mount(
+        moto_bucket,
+        native_versions=True,
+        **{"namespaces.acme": {"uid": 1234, "gid": 2001, "mode": "0750"}},
+    )
+    mount.model.mkdir(parents=True)
+    (mount.main / "a").write_text("secret")
+    frozen(mount, "v1")
+    for folder in (mount.path, *(mount.store / name for name in ("models", "manifests"))):
+        found = (folder / "acme").stat()
+        assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (1234, 2001, 0o750)
+    places = [
+        (mount.path, "acme/llama/main/a"),
+        (mount.path, "acme/llama/v1/a"),
+        (mount.store, "models/acme/llama/v1/a"),
+    ]
+    for place, path in places:
+        assert read_as(2002, place, path) == b""
+        assert read_as(2001, place, path) == b"secret"
+
+
+def read_as(gid: int, place: Path, path: str) -> bytes:
+    """Read a file below a folder as a plain user of one group."""
+    command = ["setpriv", "--clear-groups", "--regid", str(gid), "--reuid", "1235", "cat", path]
+    return subprocess.run(command, cwd=place, capture_output=True, check=False).stdout
