@@ -312,6 +312,8 @@ class Cache:
     def part_arrived(self, file: PartFile, index: int, info: ObjectInfo) -> None:
         assert isinstance(file, CachedFile)
         self.used_bytes += file.length_of(index)
+        measured_at, free = self._free_bytes
+        self._free_bytes = (measured_at, free - file.length_of(index))  # until measured anew
         file.info = replace(
             file.info, mtime_ns=info.mtime_ns, md5=info.md5, version_id=info.version_id
         )
