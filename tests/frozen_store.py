@@ -61,7 +61,7 @@ class FrozenStore:
                 target.write_bytes(files[entry.path][0])
                 pending_room.seal_file(target, entry)
         manifest = bare.completed(entries, MODIFIED_NS + int.from_bytes(version.encode()[-1:]))
-        pending_room.seal_folders(pending / "files", manifest, self.layout)
+        pending_room.seal_folders(pending / "files", manifest)
         versions.publish(self.layout, manifest, pending / "files")
         versions.follow_latest(self.layout, model)
         versions.discard_pending(self.layout, bare.id)

@@ -147,7 +147,10 @@ class WorkFile(Node):
         staged = await self._settled()
         if staged is None:
             shown = self.info
-            await self.refresh()
+            try:
+                await self.refresh()
+            except NotFound as error:  # the kernel looks again, and may make it anew
+                raise Stale(str(error)) from error
             if shown is not None and self.info is not None and shown.id != self.info.id:
                 raise Stale(f"{self.path} has changed")  # the kernel looks it up anew
         if truncate:

@@ -220,7 +220,7 @@ class Freeze:
     async def _publish(self, when_ready: Callable[[Manifest], None]) -> None:
         files = [self.done[entry.path] for entry in self.manifest.files]
         manifest = self.manifest.completed(files, time.time_ns())
-        await self._disk.run(pending.seal_folders, self._folder / "files", manifest, self._layout)
+        await self._disk.run(pending.seal_folders, self._folder / "files", manifest)
         await self._disk.run(versions.publish, self._layout, manifest, self._folder / "files")
         self.state, self.error, self.manifest = State.READY, None, manifest
         log.info("%s is ready: %d files, %d bytes", manifest.id, len(files), manifest.size)

@@ -142,12 +142,15 @@ def finished(files: Path, entries: Iterable[Entry]) -> list[Entry]:
 
 
 def unchanged_files(layout: Layout, manifest: Manifest) -> Mapping[ObjectId, tuple[Entry, Path]]:
-    """Return the files of ready versions of this model that hold objects of the manifest."""
+    """Return the files of ready versions of this model that hold objects of the manifest.
+
+    The newest versions are asked first, and no more than are needed.
+    """
     wanted = {entry.object.id: entry for entry in manifest.files}
     found: dict[ObjectId, tuple[Entry, Path]] = {}
-    model = manifest.id.model
-    for name in versions.shelf(layout, model).ready:
-        version = VersionId(model, name)
+    for version in versions.newest_first(layout, manifest.id.model):
+        if len(found) == len(wanted):
+            break
         try:
             earlier = versions.read_manifest(layout, version)
         except ModelfsError as error:
@@ -156,6 +159,8 @@ def unchanged_files(layout: Layout, manifest: Manifest) -> Mapping[ObjectId, tup
         for entry in earlier.files:
             match = wanted.get(entry.object.id)
             if match is None or match.size != entry.size or not entry.sha256:
+                continue
+            if entry.object.id in found:
                 continue
             path = layout.version(version) / entry.path
             if path.is_file():  # else it is in quarantine
@@ -224,12 +229,11 @@ def put_in_place(source: Path, target: Path, entry: Entry, is_linked: bool) -> N
         source.rename(target)
 
 
-def seal_folders(files: Path, manifest: Manifest, layout: Layout) -> None:
+def seal_folders(files: Path, manifest: Manifest) -> None:
     """Make the folders durable and read-only, the version's own last."""
     set_attribute(files, "state", "ready")
     set_attribute(files, "digest", manifest.digest or "")
     set_attribute(files, "progress", f"{manifest.size}/{manifest.size}")
-    set_attribute(files, "path", str(layout.version(manifest.id)))
     for folder, _, _ in os.walk(files, topdown=False):
         sync_folder(Path(folder))
         if Path(folder) != files:

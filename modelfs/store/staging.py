@@ -30,6 +30,7 @@ from modelfs.concurrency import Threads
 from modelfs.errors import InvalidName, StoreError
 from modelfs.names import ModelId, parse_model
 from modelfs.registry.objects import ObjectInfo
+from modelfs.store.etags import expected_etag
 from modelfs.store.layout import write_durably
 from modelfs.store.parts import PartFile, read_at
 
@@ -52,7 +53,9 @@ class StagedFile:
     """A file that is written here and not, or not yet, what the registry has.
 
     `base` is the object that it replaces, None where there is none. `generation` counts
-    the changes; the registry has that of `uploaded_generation`. `lock` is held while the
+    the changes; the registry has that of `uploaded_generation`, and that of
+    `tried_generation` was sent. `is_recovered` tells that nobody knows whether what was sent
+    has arrived; `sent_etags` are what it may show there then. `lock` is held while the
     file is uploaded, renamed or settled.
 
     INVARIANT: `fd` is open until the file is settled or discarded.
@@ -72,6 +75,8 @@ class StagedFile:
         self.uploaded_generation = 0
         self.is_written = False  # since it was opened with O_TRUNC
         self.is_recovered = False
+        self.tried_generation = 0
+        self.sent_etags: set[str] = set()
         self.is_discarded = False
         self.is_settling = False
         self.promise = Promise.OPEN
@@ -99,6 +104,7 @@ class StagedFile:
                 "base_etag": self.base_etag,
                 "mtime_ns": self.mtime_ns,
                 "promise": self.promise,
+                "sent_etags": sorted(self.sent_etags),
             }
         ).encode()
 
@@ -112,6 +118,7 @@ class _Found:
     mtime_ns: int
     promise: Promise
     size: int
+    sent_etags: tuple[str, ...]
 
 
 class Staging:
@@ -216,6 +223,10 @@ class Staging:
         staged.size = size
         staged.change()
 
+    async def etag(self, staged: StagedFile) -> str:
+        """Return the ETag that an upload of the file as it is gets."""
+        return await self._disk.run(expected_etag, staged.fd, staged.size)
+
     def _check_bound(self, staged: StagedFile, size: int) -> None:
         """Raise ENOSPC where a file of `size` would make the staged bytes too many."""
         if self._max_bytes is None or size <= staged.size:
@@ -224,7 +235,14 @@ class Staging:
             raise OSError(errno.ENOSPC, "more than `staged_max` would wait to be uploaded")
 
     async def _reopen(self, staged: StagedFile) -> None:
-        """Take the promise back before a file that the registry has is changed again."""
+        """Before a file is changed again: take the promise back, if the registry has it.
+
+        Where it may have it, remember what that would look like: it is no stranger's.
+        """
+        is_unknown = staged.is_recovered or staged.lock.locked()  # locked: an upload is under way
+        if is_unknown and staged.tried_generation == staged.generation:
+            staged.sent_etags.add(await self.etag(staged))
+            await self.promise(staged, staged.promise, durable=False)
         if staged.promise is not Promise.OPEN and not staged.is_dirty:
             await self.promise(staged, Promise.OPEN, durable=False)
 
@@ -278,6 +296,8 @@ class Staging:
             staged.base_etag, staged.mtime_ns = found.base_etag, found.mtime_ns
             staged.size, staged.promise = found.size, found.promise
             staged.is_recovered = staged.is_written = True
+            staged.tried_generation = staged.generation
+            staged.sent_etags.update(found.sent_etags)
             is_promised = found.promise in (Promise.CLOSED, Promise.LOCAL)
             if is_promised and not self.get(found.model, found.name):
                 staged.fd = await self._disk.run(os.open, found.path, os.O_RDWR | os.O_CLOEXEC)
@@ -364,6 +384,7 @@ def _load_now(folder: Path) -> list[_Found]:
                     content["mtime_ns"],
                     Promise(content["promise"]),
                     path.stat().st_size,
+                    tuple(content.get("sent_etags", ())),
                 )
             )
         except FileNotFoundError:

@@ -194,7 +194,7 @@ def forget_empty(layout: Layout, namespace: str) -> None:
 def finish_publish(layout: Layout, version: VersionId) -> None:
     """Do what is left when a version is in `models/`; again at a start, whatever a crash left."""
     layout.version(version).chmod(0o555)
-    follow_latest(layout, version.model)
+    follow_latest(layout, version.model, version.version)
     discard_pending(layout, version)
 
 
@@ -217,10 +217,29 @@ def sweep_all(layout: Layout) -> None:
                     remove_tree(path)
 
 
-def follow_latest(layout: Layout, model: ModelId) -> str | None:
-    """Let `latest` point at the version that became ready last; return its name."""
+def newest_first(layout: Layout, model: ModelId) -> list[VersionId]:
+    """Return the ready versions, by when their manifests were written."""
+
+    def written_ns(version: VersionId) -> int:
+        try:
+            return layout.manifest(version).stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
+    ready = [VersionId(model, name) for name in shelf(layout, model).ready]
+    return sorted(ready, key=written_ns, reverse=True)
+
+
+def follow_latest(layout: Layout, model: ModelId, became: str | None = None) -> str | None:
+    """Let `latest` point at the version that became ready last; return its name.
+
+    With `became`, the version that has just become ready, only that one and the one that
+    `latest` points at are compared.
+    """
+    here = shelf(layout, model)
+    compared = here.ready & {became, here.aliases.get(LATEST)} if became else here.ready
     newest: tuple[int, str] | None = None
-    for name in shelf(layout, model).ready:
+    for name in compared or here.ready:
         ready_ns = read_manifest(layout, VersionId(model, name)).ready_ns or 0
         newest = max(newest or (0, ""), (ready_ns, name))
     link = layout.model(model) / LATEST

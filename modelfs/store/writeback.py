@@ -14,18 +14,14 @@ import trio
 
 from modelfs.concurrency import Background, Progress, side_by_side, wait_while_moving
 from modelfs.errors import ModelfsError, NotFound
-from modelfs.registry.bodies import md5_of
 from modelfs.registry.objects import ObjectInfo, UploadedPart, format_mtime
 from modelfs.registry.registry import Registry
-from modelfs.registry.s3_answers import multipart_etag
+from modelfs.store import etags
 from modelfs.store.cache import Cache
 from modelfs.store.staging import Promise, StagedFile, Staging
 
 log = logging.getLogger(__name__)
 
-SINGLE_PUT_MAX = 16 << 20  # bytes; larger files go in parts
-UPLOAD_PART_MIN = 8 << 20
-PARTS_MAX = 10_000  # S3's limit of one upload
 PARALLEL_PARTS = 8
 RETRY_FIRST_S = 1.0
 RETRY_MAX_S = 60.0
@@ -178,12 +174,12 @@ class Writeback:
         return None
 
     async def _upload(self, staged: StagedFile) -> None:
-        generation = staged.generation
+        generation = staged.tried_generation = staged.generation
         if staged.is_recovered:
             await self._look_for_conflict(staged)
         key = self._registry.keys.file(staged.model, staged.name)
         metadata = {"mtime": format_mtime(staged.mtime_ns)}
-        if staged.size <= SINGLE_PUT_MAX:
+        if staged.size <= etags.SINGLE_PUT_MAX:
             put = partial(self._registry.store.put, key, staged.fd, staged.size, metadata)
             info = await self._registry.call_upload(put, self._progress)
         else:
@@ -194,6 +190,7 @@ class Writeback:
         staged.base, staged.base_etag = info, info.id.etag
         staged.uploaded_generation = generation
         staged.is_recovered = False
+        staged.sent_etags.clear()
         self.uploaded_files += 1
         self._registry.note_put(staged.model, staged.name, info)
         # What was written meanwhile may be promised already; it replaces this object now.
@@ -205,7 +202,7 @@ class Writeback:
     ) -> ObjectInfo:
         store, call = self._registry.store, self._registry.call_upload
         size = staged.size
-        part_size = _part_size(size)
+        part_size = etags.part_size_of(size)
         upload_id = await call(store.start_upload, key, metadata)
         done: list[UploadedPart] = []
 
@@ -238,10 +235,11 @@ class Writeback:
                 return
             theirs = None
         if theirs is not None:
-            if theirs.id.etag == staged.base_etag:
+            # An earlier try of ours may have arrived, only its answer did not.
+            if theirs.id.etag in (staged.base_etag, *staged.sent_etags):
                 return
-            if theirs.size == staged.size and await _is_ours(staged, theirs):
-                return  # an earlier try of ours arrived, only its answer did not
+            if theirs.size == staged.size and theirs.id.etag == await self._staging.etag(staged):
+                return
         moment = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
         name = f"{staged.name}.conflict-{self._host}-{moment}"
         self.conflicts += 1
@@ -273,21 +271,3 @@ class Writeback:
                 except (OSError, ModelfsError) as error:
                     log.warning("%s could not go into the cache: %s", staged.path, error)
                     await self._staging.remove(staged, with_bytes=True)
-
-
-def _part_size(size: int) -> int:
-    return max(UPLOAD_PART_MIN, -(-size // PARTS_MAX))
-
-
-async def _is_ours(staged: StagedFile, theirs: ObjectInfo) -> bool:
-    """Tell whether an object of the same size has the bytes of a staged file."""
-    size = staged.size
-    if size <= SINGLE_PUT_MAX:
-        return theirs.md5 == (await trio.to_thread.run_sync(md5_of, staged.fd, 0, size)).hex()
-    step = _part_size(size)
-
-    def etag_now() -> str | None:
-        digests = [md5_of(staged.fd, at, min(step, size - at)) for at in range(0, size, step)]
-        return multipart_etag([UploadedPart(n, d.hex()) for n, d in enumerate(digests, 1)])
-
-    return theirs.id.etag == await trio.to_thread.run_sync(etag_now)

@@ -199,7 +199,7 @@ def test_a_terminal_is_shown_a_bar_and_sigterm_leaves_tidily(case: Case) -> None
     code = "import sys; from modelfs.cli import main; sys.exit(main(sys.argv[1:]))"
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", code, "verify", "acme/llama", "--pace", "20KiB"],
+        [sys.executable, "-c", code, "verify", "acme/llama", "--pace", "5KiB"],
         stdout=theirs,
         stderr=theirs,
         env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},

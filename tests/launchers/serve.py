@@ -28,13 +28,20 @@ class Hindered:
         return getattr(self._store, name)
 
     def get_range(
-        self, object_id: ObjectId, offset: int, length: int, fd: int, at: int, progress: Progress
+        self,
+        object_id: ObjectId,
+        offset: int,
+        length: int,
+        fd: int,
+        at: int,
+        progress: Progress,
+        version_id: str | None = None,
     ) -> ObjectInfo:
         time.sleep(self._slow_s)
         while self._gate is not None and not self._gate.exists():
             progress(0)  # slow, and not dead
             time.sleep(0.02)
-        return self._store.get_range(object_id, offset, length, fd, at, progress)
+        return self._store.get_range(object_id, offset, length, fd, at, progress, version_id)
 
 
 def main() -> int:

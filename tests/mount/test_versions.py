@@ -92,7 +92,7 @@ def test_mkdir_of_a_version_asks_for_the_listing_alone_and_comes_back(
     with mount.counting() as sent:
         (mount.model / "v1").mkdir()  # no GET is answered before the gate is there
         assert xattr(mount.model / "v1", "state") == "downloading"
-    assert sent == {"ListObjectsV2": 1}
+    assert sent == {"ListObjectsV2": 1, "GetBucketVersioning": 1}
     done, total = map(int, xattr(mount.model / "v1", "progress").split("/"))
     assert (done, total) == (0, sum(map(len, FILES.values())))
     assert (mount.model / "v1" / "weights" / "model 1.bin").stat().st_size == 300 * KIB

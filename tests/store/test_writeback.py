@@ -6,6 +6,7 @@ import pytest
 import trio
 
 from modelfs.errors import AccessDenied, QuotaExceeded, RegistryUnavailable
+from modelfs.store import etags
 from modelfs.store import writeback as writebacks
 from modelfs.store.staging import Promise, StagedFile
 from tests.fake_store import FakeStore, Request, unavailable
@@ -16,8 +17,8 @@ BIG = 40_000
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writebacks, "SINGLE_PUT_MAX", 10_000)
-    monkeypatch.setattr(writebacks, "UPLOAD_PART_MIN", 5_000)
+    monkeypatch.setattr(etags, "SINGLE_PUT_MAX", 10_000)
+    monkeypatch.setattr(etags, "UPLOAD_PART_MIN", 5_000)
 
 
 async def staged_with(house: House, name: str, data: bytes, base: object = None) -> StagedFile:
@@ -254,6 +255,27 @@ async def test_after_a_failed_try_what_others_changed_meanwhile_stays(tmp_path: 
         await house.writeback.drain()
         assert store.below(PREFIX)["a"] == b"theirs"
         assert sorted(store.below(PREFIX).values()) == [b"ours", b"theirs"]
+
+
+@trio_test
+async def test_a_file_that_is_written_again_after_an_upload_without_an_answer_is_no_conflict(
+    tmp_path: Path,
+) -> None:
+    store = FakeStore()
+    base = store.place(PREFIX + "a", b"old")
+    async with open_house(tmp_path / "s", store, is_crash=True) as house:
+        staged = await staged_with(house, "a", b"first", base)
+        store.fail(1, QuotaExceeded("the answer was lost"), after=True)
+        with pytest.raises(QuotaExceeded):
+            await house.writeback.publish(staged)
+        assert store.below(PREFIX) == {"a": b"first"}
+        await house.staging.truncate(staged, 0)
+        await house.staging.write(staged, 0, b"second")
+        await house.staging.promise(staged, Promise.CLOSED, durable=False)
+    async with open_house(tmp_path / "s", store) as house:  # and it is known after a crash, too
+        await house.writeback.drain()
+        assert store.below(PREFIX) == {"a": b"second"}
+        assert house.writeback.conflicts == 0
 
 
 @trio_test
