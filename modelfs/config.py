@@ -36,7 +36,6 @@ DEFAULT_FILE = Path("/etc/modelfs/modelfs.toml")
 DEFAULT_STORES = Path("/var/lib/modelfs")
 DEFAULT_LOCAL_ONLY = (".ipynb_checkpoints", ".~*", "*.swp", ".nfs*")
 
-UPLOAD_PART_MIN_BYTES = 5 * MIB  # S3 refuses smaller parts, but for the last
 ID_MAX = (1 << 32) - 2  # the kernel keeps 2**32 - 1 for "no id"
 
 _BUCKET = r"^[A-Za-z0-9._-]{3,255}$"
@@ -227,11 +226,6 @@ class RegistryConfig(_Table):
     namespaces: dict[PlainName, NamespaceConfig] = Field(
         default_factory=dict, description=_NAME_WORDS
     )
-
-    @property
-    def upload_part_size(self) -> int:
-        """Bytes of an upload's part: `part_size`, and never less than S3 takes."""
-        return max(UPLOAD_PART_MIN_BYTES, self.part_size)
 
     def namespace_of(self, name: str) -> NamespaceConfig:
         """Return what the file says of namespace `name`, or the defaults."""

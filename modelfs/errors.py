@@ -13,7 +13,6 @@ ModelfsError                    EIO
   Busy                          EBUSY
   NoData                        ENODATA  also "no such attribute"
   NoSpace                       ENOSPC
-  OutOfRange                    ERANGE
   CrossDevice                   EXDEV
   NotSupported                  EOPNOTSUPP
   Stale                         ESTALE   the object is no longer the one that was opened
@@ -85,10 +84,6 @@ class NoData(ModelfsError):
 
 class NoSpace(ModelfsError):
     errno = _errno.ENOSPC
-
-
-class OutOfRange(ModelfsError):
-    errno = _errno.ERANGE
 
 
 class CrossDevice(ModelfsError):

@@ -110,11 +110,6 @@ def test_a_size_is_a_number_of_bytes_or_has_its_unit(registry, written, size):
     assert registry(f"part_size = {written}").part_size == size
 
 
-def test_parts_of_an_upload_are_never_smaller_than_s3_takes(registry):
-    assert registry('part_size = "64KiB"').upload_part_size == 5 * MIB
-    assert registry('part_size = "16MiB"').upload_part_size == 16 * MIB
-
-
 @pytest.mark.parametrize(
     ("written", "free"),
     [('"5%"', 50), ('"0%"', 0), ('"12.5 %"', 125), ('"1KiB"', 1024), ("7", 7), ("0", 0)],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 import click
 
-from modelfs.cli.output import byte_progress, share_text, size_text
+from modelfs.cli.output import byte_progress, end_progress, share_text, size_text
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -91,4 +91,4 @@ class _Bar(ByteBar):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        end_progress(self._progress)

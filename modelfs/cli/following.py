@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 import click
 
-from modelfs.cli.output import byte_progress, share_text, size_text
+from modelfs.cli.output import byte_progress, end_progress, share_text, size_text
 from modelfs.cli.tree import UNKNOWN, Version
 from modelfs.errors import ModelfsError
 
@@ -93,7 +93,7 @@ class Bar(Follower):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        end_progress(self._progress)
 
 
 def follow(look: Callable[[], Version], shown: Follower, timeout_s: float | None) -> Version:

@@ -1,5 +1,6 @@
 """How a command speaks: data on stdout, what is wrong on stderr, colours on a terminal only."""
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -61,6 +62,12 @@ def byte_progress(*columns: "ProgressColumn") -> "Progress":
         console=Console(stderr=True),
         transient=True,
     )
+
+
+def end_progress(progress: "Progress") -> None:
+    """Take a bar away, also one that ^C met while rich was just showing it."""
+    with contextlib.suppress(IndexError):  # of rich: nothing was shown yet
+        progress.stop()
 
 
 def print_json(value: Any) -> None:

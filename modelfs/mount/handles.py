@@ -8,7 +8,7 @@ from modelfs.store.cache import CachedFile
 from modelfs.store.openfiles import Readable
 from modelfs.store.parts import Urgency
 from modelfs.store.readahead import ReadAhead
-from modelfs.store.staging import Promise, StagedFile
+from modelfs.store.staging import StagedFile
 
 if TYPE_CHECKING:
     from modelfs.mount.workfile import WorkFile
@@ -80,7 +80,8 @@ class WorkHandle:
         staged = self.staged
         if staged is not None and staged.is_dirty:
             _check_whole(staged)
-            await self.node.services.staging.promise(staged, Promise.CLOSED, durable=True)
+            staging = self.node.services.staging
+            await staging.promise(staged, staging.promise_of(staged), durable=True)
 
     async def release(self) -> None:
         services, node, staged = self.node.services, self.node, self.staged

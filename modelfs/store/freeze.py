@@ -82,7 +82,6 @@ class Freeze:
         self.state = State.DOWNLOADING
         self.error: str | None = None
         self.done: dict[str, Entry] = {}
-        self.fetched_bytes = 0
         self.scope = trio.CancelScope()
         self.over = trio.Event()
         self._layout = layout
@@ -253,5 +252,4 @@ class Freeze:
         return nullcontext()
 
     def part_arrived(self, file: PartFile, index: int, info: ObjectInfo) -> None:
-        self.fetched_bytes += file.length_of(index)
         file.info = replace(file.info, mtime_ns=info.mtime_ns, md5=info.md5)

@@ -299,9 +299,12 @@ class Library:
 
     async def keep_resuming(self) -> None:
         """Look for freezes of nodes that died; runs for ever."""
-        await self._disk.run(versions.sweep_all, self.layout)
+        is_swept = False
         while True:
             try:
+                if not is_swept:
+                    await self._disk.run(versions.sweep_all, self.layout)
+                    is_swept = True
                 await self.resume()
             except (ModelfsError, OSError) as error:
                 log.warning("pending freezes cannot be looked at: %s", error)

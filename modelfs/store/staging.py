@@ -151,6 +151,10 @@ class Staging:
             for pattern in self._local_only
         )
 
+    def promise_of(self, staged: StagedFile) -> Promise:
+        """Return what closing or syncing a file promises."""
+        return Promise.LOCAL if self.is_local(staged.name) else Promise.CLOSED
+
     def has_folder(self, model: ModelId, path: str) -> bool:
         """Tell whether a local folder is here, or a staged file below that path."""
         return (model, path) in self.local_folders or bool(self.below(model, path))

@@ -99,11 +99,10 @@ class Writeback:
 
     async def _promise(self, staged: StagedFile) -> None:
         """Write down that a file is closed; what stays on this node is done with that."""
-        if self._staging.is_local(staged.name):
-            await self._record(staged, Promise.LOCAL, durable=False)
+        promise = self._staging.promise_of(staged)
+        await self._record(staged, promise, durable=False)
+        if promise is Promise.LOCAL:
             staged.uploaded_generation = staged.generation
-        else:
-            await self._record(staged, Promise.CLOSED, durable=False)
 
     async def publish_later(self, staged: StagedFile) -> None:
         """Have a file that was closed uploaded, without waiting for it."""

@@ -221,7 +221,7 @@ def test_a_terminal_is_shown_a_bar_and_sigterm_leaves_tidily(case: Case) -> None
     reader.start()
     assert found.wait(30), bytes(shown)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 130
+    assert process.wait(30) == 130, bytes(shown).decode(errors="replace")
     reader.join(10)
     os.close(ours)
     assert b"Traceback" not in shown

@@ -39,7 +39,10 @@ def test_local_files_outlive_a_restart_and_are_removed_like_others(moto_mount: M
     main = moto_mount.main
     (main / ".ipynb_checkpoints").mkdir(parents=True)
     (main / ".ipynb_checkpoints" / "a").write_text("a")
-    (main / ".x.swp").write_text("swap")
+    with (main / ".x.swp").open("w") as file:
+        file.write("swap")
+        file.flush()
+        os.fsync(file.fileno())
     before = files(main)
     assert moto_mount.stop() == 0
     moto_mount.start()
