@@ -1,9 +1,11 @@
 # Everything from a fresh clone: `make demo`, `make test`. `make help` lists the rest.
 # PYTHON=/path/to/python3 makes the virtual environment with another Python than Debian's;
-# ARGS="-k freeze -x" goes to pytest.
+# ARGS="-k freeze -x" goes to pytest, which runs TEST_PROCESSES processes side by side, or to the
+# benchmark (ARGS=refreeze).
 
 PYTHON ?=
 ARGS ?=
+TEST_PROCESSES ?= 2
 BIN := .venv/bin
 
 # Root must not lose the Ceph tests to a silent skip.
@@ -12,11 +14,11 @@ CEPH := $(if $(filter 0,$(shell id -u)),MODELFS_REQUIRE_CEPH=1)
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test bench-versions lint format clean
 .SILENT:
 
 help: ## list the targets
-	awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## show everything, in a throw-away folder
 	tools/setup demo
@@ -25,7 +27,12 @@ demo: ## show everything, in a throw-away folder
 test: ## run every test (as root, those against Ceph too)
 	tools/setup test
 	echo "test: pytest $(ARGS)"
-	$(CEPH) $(BIN)/pytest $(ARGS)
+	$(CEPH) $(BIN)/pytest -n $(TEST_PROCESSES) --dist loadgroup $(ARGS)
+
+bench-versions: ## measure versions on Ceph: read, frozen again, 1,000 models (root; half an hour)
+	tools/setup bench
+	echo "bench-versions: python -m benchmarks.versions $(ARGS)"
+	$(BIN)/python -m benchmarks.versions $(ARGS)
 
 lint: ## check style, types and the order of imports
 	tools/setup lint

@@ -13,6 +13,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pyfuse3
@@ -34,6 +35,7 @@ from modelfs.registry.registry import Registry
 from modelfs.registry.s3 import S3Settings, S3Store
 from modelfs.store import versions
 from modelfs.store.cache import Cache
+from modelfs.store.health import StoreHealth
 from modelfs.store.layout import Layout
 from modelfs.store.library import Library
 from modelfs.store.manifest import Provenance
@@ -70,14 +72,13 @@ def run(
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     if "ro" in options:
         config = config.model_copy(update={"read_only": True})
-    is_default = config.store == DEFAULT_STORES / config.name
-    mountpoints.check_store(config.store, config.store_filesystem, is_default=is_default)
+    check_disk(config)
     layout = Layout(config.store, socket.gethostname())
     layout.make()
     mountpoints.prepare(mountpoint)
     lock_fd = _lock(layout)
     try:
-        daemon = _Daemon(config, mountpoint, layout, options, ready_fd)
+        daemon = _Daemon(config, mountpoint, layout, options, ready_fd, lock_fd)
         store = wrap_store(S3Store(S3Settings.of(config)))
         trio.run(daemon.main, store, make_operations)
     except BaseExceptionGroup as group:
@@ -85,6 +86,12 @@ def run(
     finally:
         os.close(lock_fd)
     return 0
+
+
+def check_disk(config: RegistryConfig) -> None:
+    """Raise StoreError where the store is not on the disk that the configuration names."""
+    is_default = config.store == DEFAULT_STORES / config.name
+    mountpoints.check_store(config.store, config.store_filesystem, is_default=is_default)
 
 
 def _only(error: BaseException) -> BaseException:
@@ -118,12 +125,14 @@ class _Daemon:
         layout: Layout,
         options: Sequence[str],
         ready_fd: int | None,
+        lock_fd: int,
     ) -> None:
         self._config = config
         self._mountpoint = mountpoint
         self._layout = layout
         self._options = options
         self._ready_fd = ready_fd
+        self._lock_fd = lock_fd
         self._tree: Tree | None = None
         self._drain_until: float | None = None
 
@@ -132,10 +141,12 @@ class _Daemon:
             background = Background(nursery)
             services = self._build(store, background)
             await self._check_registry(services)
+            await services.health.ask()
             await services.cache.load()
             for staged in await services.staging.load():
                 services.writeback.start(staged)
             background.start_soon(services.registry.watch, name="registry watch")
+            background.start_soon(services.health.watch, self._hold_again, name="store watch")
             background.start_soon(services.library.keep_resuming, name="pending freezes")
             self._tree = Tree(services, lambda tree: RootFolder(tree, None, ""))
             await self._serve(services, background, make_operations(self._tree))
@@ -162,14 +173,19 @@ class _Daemon:
             min_free=config.cache.min_free_bytes,
             on_wrong_bytes=self._drop_pages,
         )
+        health = StoreHealth(layout, partial(check_disk, config))
         staging = Staging(
-            layout.staged, disk, local_only=config.local_only, max_bytes=config.staged_max
+            layout.staged,
+            disk,
+            local_only=config.local_only,
+            max_bytes=config.staged_max,
+            check_store=health.check_now,
         )
         fetcher = Fetcher(registry, background, disk, config.parallel_requests)
         writeback = Writeback(registry, staging, cache, background, host=layout.host)
         native = NativeVersions(layout, self._mountpoint, is_enabled=config.native_versions)
         library = Library(
-            *(layout, registry, staging, cache, fetcher, disk, background),
+            *(layout, registry, staging, cache, fetcher, disk, background, health),
             part_size=config.part_size,
             provenance=Provenance(
                 *(config.name, config.endpoint, config.bucket, config.prefix, layout.host),
@@ -179,7 +195,7 @@ class _Daemon:
             on_served=native.want,
         )
         return Services(
-            *(config, registry, cache, fetcher, staging, writeback, library, native, disk),
+            *(config, registry, cache, fetcher, staging, writeback, library, native, disk, health),
             uid=os.getuid(),
             gid=os.getgid(),
             started_ns=time.time_ns(),
@@ -196,6 +212,21 @@ class _Daemon:
             if not await services.disk.run(versions.namespaces, self._layout):
                 raise
             log.error("the registry refuses, versions are served all the same: %s", error)
+
+    def _hold_again(self) -> None:
+        """Lock the node's part of a store that was away: a new mount of it knows no locks."""
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except OSError as error:
+            log.debug("the lock of the store is lost: %s", error)
+        try:
+            held = _lock(self._layout)
+        except (StoreError, OSError) as error:
+            log.error("the store is not ours alone any more: %s", error)
+            return
+        os.dup2(held, self._lock_fd, inheritable=False)
+        os.close(held)
 
     def _drop_pages(self, object_id: ObjectId) -> None:
         """Let the kernel forget the pages of an object whose bytes were wrong."""
@@ -247,7 +278,8 @@ class _Daemon:
         if self._ready_fd is not None:
             os.write(self._ready_fd, b"ok\n")
             os.close(self._ready_fd)
-        background.start_soon(services.library.announce_served, name="what aliases point at")
+        offer = services.native.offer
+        background.start_soon(services.library.announce_served, offer, name="served versions")
         background.start_soon(services.native.run, name="native mounts")
 
     async def _obey(self, services: Services, serving: trio.CancelScope) -> None:

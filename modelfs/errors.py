@@ -9,6 +9,7 @@ ModelfsError                    EIO
   InvalidName                   EINVAL   a name, an argument or a key that is not allowed
   NameTooLong                   ENAMETOOLONG
   NotPermitted                  EPERM    this may never be done here
+  Forbidden                     EACCES   the caller has no right to it
   ReadOnly                      EROFS    versions and read-only mounts
   Busy                          EBUSY
   NoData                        ENODATA  also "no such attribute"
@@ -68,6 +69,10 @@ class NameTooLong(ModelfsError):
 
 class NotPermitted(ModelfsError):
     errno = _errno.EPERM
+
+
+class Forbidden(ModelfsError):
+    errno = _errno.EACCES
 
 
 class ReadOnly(ModelfsError):

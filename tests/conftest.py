@@ -12,14 +12,20 @@ from tests.endpoints import CephServer, S3Endpoint, S3Server
 
 CEPH_REQUIRED = os.environ.get("MODELFS_REQUIRE_CEPH") == "1"
 CEPH_DIRECTORY = Path(os.environ.get("MODELFS_CEPH_DIR") or f"/tmp/modelfs-ceph-{os.getuid()}")
-IN_PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave the start of a cluster, which has its own limit, out of a test's time."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the start of a cluster, which has its own limit, out of a test's time.
+
+    With pytest-xdist all that need the cluster run in one process: some stop its daemons.
+    """
     for item in items:
-        if item.get_closest_marker("ceph") and not item.get_closest_marker("timeout"):
-            item.add_marker(pytest.mark.timeout(60, func_only=True))
+        if item.get_closest_marker("ceph"):
+            if not item.get_closest_marker("timeout"):
+                item.add_marker(pytest.mark.timeout(60, func_only=True))
+            if config.pluginmanager.hasplugin("xdist"):
+                item.add_marker(pytest.mark.xdist_group("ceph"))
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +48,7 @@ def ceph() -> Iterator[CephServer]:
     server = endpoints.ceph_server(CEPH_DIRECTORY)
     yield server
     server.client.close()
-    if not was_up and not IN_PARALLEL:  # another worker may still be using it
+    if not was_up:
         endpoints.ceph_dev(CEPH_DIRECTORY, "down")
 
 

@@ -95,6 +95,22 @@ class S3Endpoint:
         answer = self.client.put_object(Bucket=self.bucket, Key=key, Body=data, **more)
         return str(answer["ETag"]).strip('"')
 
+    def put_in_parts(self, key: str, data: bytes, part_size: int, **more: Any) -> None:
+        """Put an object in parts of a size as another tool would."""
+        where = {"Bucket": self.bucket, "Key": key}
+        upload = {
+            **where,
+            "UploadId": self.client.create_multipart_upload(**where, **more)["UploadId"],
+        }
+        of_part = {k: v for k, v in more.items() if k == "ChecksumAlgorithm"}
+        parts = []
+        for number, at in enumerate(range(0, len(data), part_size), 1):
+            body = data[at : at + part_size]
+            answer = self.client.upload_part(**upload, **of_part, PartNumber=number, Body=body)
+            sums = {k: v for k, v in answer.items() if k.startswith("Checksum")}
+            parts.append({"PartNumber": number, "ETag": answer["ETag"], **sums})
+        self.client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
+
     def get(self, key: str) -> bytes:
         """Return an object's bytes as another tool would."""
         with self.client.get_object(Bucket=self.bucket, Key=key)["Body"] as body:
@@ -154,6 +170,9 @@ def _remove_bucket(bucket: S3Endpoint, credentials: Path) -> None:
     with closing(S3Store(bucket.settings(credentials=credentials))) as store:
         while objects := store.list_page("", by_folder=False).objects:
             store.delete_many([info.id.key for info in objects])
+    answer = client.list_object_versions(Bucket=name)  # a test may have let it keep them
+    for kept in (*answer.get("Versions", ()), *answer.get("DeleteMarkers", ())):
+        client.delete_object(Bucket=name, Key=kept["Key"], VersionId=kept["VersionId"])
     client.delete_bucket(Bucket=name)
 
 

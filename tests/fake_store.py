@@ -14,11 +14,12 @@ import time
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from modelfs.errors import ModelfsError, NotFound, RegistryUnavailable, Stale, WrongBytes
 from modelfs.registry.objects import (
     MTIME,
+    Checksum,
     ListPage,
     ObjectId,
     ObjectInfo,
@@ -52,6 +53,8 @@ class Stored:
     etag: str
     metadata: Mapping[str, str]
     modified_ns: int
+    checksum: Checksum | None = None  # of its own; nothing sees to it that it is right
+    has_own_etag: bool = False  # as where it is encrypted: only GET and HEAD tell
 
 
 @dataclass
@@ -87,12 +90,23 @@ class FakeStore:
         metadata: Mapping[str, str] | None = None,
         *,
         part_size: int | None = None,
+        etag: str | None = None,
+        checksum: Checksum | None = None,
     ) -> ObjectInfo:
-        """Put an object as another tool does: no request is counted."""
+        """Put an object as another tool does: no request is counted.
+
+        `etag` is one that says nothing of the bytes, as that of an encrypted object.
+        """
         parts = [data]
         if part_size is not None:
             parts = [data[at : at + part_size] for at in range(0, len(data), part_size)]
-        return self._keep(key, parts, metadata or {}, is_multipart=part_size is not None)
+        with self._lock:
+            made = self._keep(key, parts, metadata or {}, is_multipart=part_size is not None)
+            stored = replace(self.objects[key], checksum=checksum)
+            if etag is not None:
+                stored = replace(stored, etag=etag, has_own_etag=True)
+            self.objects[key] = stored
+        return replace(made, id=ObjectId(key, stored.etag))
 
     def take(self, key: str) -> None:
         """Delete an object as another tool does."""
@@ -125,7 +139,7 @@ class FakeStore:
         self._faults[len(self.sent) + number] = (error, after)
 
     def flip(self, key: str, times: int = 1) -> None:
-        """Deliver wrong bytes of a key at the next `times` GETs."""
+        """Deliver wrong bytes of a key, other ones each time, at the next `times` GETs."""
         self._flips[key] += times
 
     def hold(self, operation: str, key: str = "") -> "Gate":
@@ -201,6 +215,17 @@ class FakeStore:
         finally:
             self._answer(request)
 
+    def checksum(self, object_id: ObjectId, version_id: str | None = None) -> Checksum | None:
+        assert version_id is None
+        request = self._begin("HeadObject", object_id.key)
+        try:
+            with self._lock:
+                if self._info(object_id.key).id != object_id:
+                    raise Stale(f"{object_id.key!r} was changed by someone else")
+                return self.objects[object_id.key].checksum
+        finally:
+            self._answer(request)
+
     def is_versioned(self) -> bool:
         return False
 
@@ -229,8 +254,8 @@ class FakeStore:
                 raise WrongBytes(f"{object_id.key!r}: {len(data)} bytes instead of {length}")
             with self._lock:
                 if self._flips[object_id.key] > 0:
+                    data = bytes([data[0] ^ self._flips[object_id.key]]) + data[1:]
                     self._flips[object_id.key] -= 1
-                    data = bytes([data[0] ^ 0xFF]) + data[1:]
             half = length // 2
             for start, piece in ((0, data[:half]), (half, data[half:])):
                 os.pwrite(fd, piece, at + start)
@@ -369,14 +394,18 @@ class FakeStore:
         stored = self.objects.get(key)
         if stored is None:
             raise NotFound(f"there is no {key!r}")
+        _, dash, parts = stored.etag.partition("-")
+        is_believed = listed or not stored.has_own_etag
         return ObjectInfo(
             ObjectId(key, stored.etag),
             len(stored.data),
             stored.modified_ns,
             None if listed else parse_mtime(stored.metadata.get(MTIME)),
-            None if "-" in stored.etag else stored.etag,
+            stored.etag if is_believed and not dash else None,
             None,
             None if listed else dict(stored.metadata),
+            int(parts) if is_believed and dash else None,
+            stored.checksum.algorithm if listed and stored.checksum else None,
         )
 
 

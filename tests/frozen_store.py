@@ -34,13 +34,17 @@ class FrozenStore:
         files: dict[str, tuple[bytes, str]],
         *,
         model: ModelId = LLAMA,
+        source: ModelId | None = None,
         folders: tuple[str, ...] = (),
         is_linked: bool = True,
     ) -> VersionId:
-        """Make a ready version; a file that an earlier one has is a link to it."""
+        """Make a ready version; a file that an earlier one has is a link to it.
+
+        With `source` it is a version of a local model of that other one.
+        """
         self.layout.make()
         folders = tuple(sorted({*folders, *folders_of(files)}))
-        entries = [_entry(model, path, *files[path]) for path in sorted(files)]
+        entries = [_entry(source or model, path, *files[path]) for path in sorted(files)]
         bare = Manifest(
             *(model.namespace, model.name, version),
             Provenance("hub", "http://h:1", "b", "models/", "node-a", "0"),
@@ -48,6 +52,7 @@ class FrozenStore:
             uid=0,
             folders=folders,
             files=tuple(entries),
+            source=str(source) if source else None,
         )
         here = pending_room.unchanged_files(self.layout, bare) if is_linked else {}
         pending = self.layout.pending(bare.id)
@@ -70,7 +75,7 @@ class FrozenStore:
     def quarantined(self) -> dict[str, bytes]:
         """Return what is in quarantine, by path without the time."""
         top = self.layout.quarantine
-        files = [path for path in top.rglob("*") if path.is_file()]
+        files = [path for path in top.rglob("*") if path.is_file() and path.suffix != ".error"]
         return {str(p.relative_to(top)).rpartition(".")[0]: p.read_bytes() for p in files}
 
 

@@ -12,12 +12,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.endpoints import S3Endpoint
 
+SERVE = Path(__file__).parent / "launchers" / "serve.py"
 START_LIMIT_S = 30.0
 END_LIMIT_S = 30.0
 METADATA_TTL_S = 0.5
 TIMEOUT_S = 3.0
+
+
+def launcher(**options: object) -> tuple[str, ...]:
+    """Return the launcher with faults of a choice; _ stands for - in their names."""
+    said = (f"{name.replace('_', '-')}={value}" for name, value in options.items())
+    return (str(SERVE), *said, "--")
 
 
 def why_no_fuse() -> str | None:
@@ -31,7 +40,7 @@ class Mount:
     """A mount of one bucket. `path` is the mountpoint, `main` the working tree of acme/llama.
 
     `launcher` is the Python program that serves: the command line by default, a script of a
-    test that injects faults else.
+    test that injects faults else. `store` may lie elsewhere, and be another node's too.
     """
 
     def __init__(
@@ -41,10 +50,11 @@ class Mount:
         *,
         launcher: tuple[str, ...] = ("-m", "modelfs"),
         endpoint: str | None = None,
+        store: str | Path | None = None,
         **settings: object,
     ) -> None:
         self.path = folder / "hub"
-        self.store = folder / "store"
+        self.store = Path(store or folder / "store")
         self.config = folder / "modelfs.toml"
         self.log_file = folder / "daemon.log"
         self.bucket = bucket
@@ -122,6 +132,11 @@ class Mount:
         process.kill()
         process.wait(END_LIMIT_S)
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the daemon that was started is there still."""
+        return self._process is not None and self._process.poll() is None
+
     def clean(self) -> None:
         """End whatever is left, the mount included."""
         if self._process is not None:
@@ -172,6 +187,37 @@ class Mount:
 def xattr(path: Path, name: str) -> str:
     """Return an extended attribute of modelfs."""
     return os.getxattr(path, f"user.modelfs.{name}").decode()
+
+
+def is_ready(mount: Mount, version: str) -> bool:
+    """Tell whether a mount shows a version of acme/llama as ready."""
+    try:
+        return xattr(mount.model / version, "state") == "ready"
+    except FileNotFoundError:  # not seen by this node yet
+        return False
+
+
+def put(bucket: S3Endpoint, files: dict[str, bytes]) -> None:
+    """Put files into acme/llama as another tool would."""
+    for path, data in files.items():
+        bucket.put(f"models/acme/llama/{path}", data)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Return path -> bytes of the files of a folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@contextmanager
+def refused(number: int) -> Iterator[None]:
+    """Expect an OSError of this errno."""
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        yield
+    assert caught.value.errno == number, caught.value
 
 
 def wait_until(condition: Callable[[], bool], limit_s: float = 10.0) -> None:

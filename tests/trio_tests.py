@@ -25,10 +25,12 @@ from modelfs.store import freeze as freezing
 from modelfs.store import writeback as writebacks
 from modelfs.store.cache import Cache
 from modelfs.store.freeze import State
+from modelfs.store.health import StoreHealth
 from modelfs.store.layout import Layout
 from modelfs.store.library import Library, VersionView
 from modelfs.store.manifest import Provenance
 from modelfs.store.parts import Fetcher
+from modelfs.store.sources import Caller
 from modelfs.store.staging import Staging
 from modelfs.store.writeback import Writeback
 from tests.fake_store import FakeStore
@@ -39,6 +41,7 @@ LIMIT_S = 40.0
 PART = 64 * 1024
 LLAMA = ModelId("acme", "llama")
 PREFIX = "models/acme/llama/"
+ROOT = Caller(0, 0)
 
 QUICK = [
     (registries, "RETRY_PAUSE_S", 0.001),
@@ -134,7 +137,7 @@ class House:
 
     async def freeze(self, name: str, model: ModelId = LLAMA) -> VersionView:
         """Freeze a model and return the version when it is ready or has failed."""
-        await self.library.freeze(version(name, model), 0)
+        await self.library.freeze(version(name, model), ROOT)
         return await self.ended(name, model)
 
     async def ended(self, name: str, model: ModelId = LLAMA) -> VersionView:
@@ -212,8 +215,9 @@ async def open_house(
         staging = Staging(layout.staged, disk)
         fetcher = Fetcher(registry, background, disk, parallel)
         writeback = Writeback(registry, staging, cache, background, host=host)
+        health = StoreHealth(layout)
         library = Library(
-            *(layout, registry, staging, cache, fetcher, disk, background),
+            *(layout, registry, staging, cache, fetcher, disk, background, health),
             part_size=part_size,
             provenance=Provenance("hub", config.endpoint, config.bucket, config.prefix, host, "0"),
         )
@@ -221,6 +225,7 @@ async def open_house(
             *(config, registry, cache, fetcher, staging, writeback, library),
             NativeVersions(layout, folder / "mountpoint", is_enabled=False),
             disk,
+            health,
             uid=os.getuid(),
             gid=os.getgid(),
             started_ns=time.time_ns(),

@@ -115,7 +115,7 @@ class _Side:
     def of(cls, model: Model, name: str) -> "_Side":
         if name == MAIN:
             model.require()
-            return cls(f"{model}/main", files_of_main(model))
+            return cls(model.main_title, files_of_main(model))
         version = model.concrete(name)
         manifest = manifest_of(model, version)
         return cls(f"{model}@{version}", files_of(manifest))
@@ -150,7 +150,7 @@ def files_of(manifest: Mapping[str, Any]) -> dict[str, File]:
 def files_of_main(model: Model) -> dict[str, File]:
     """Return the files of main/ as the tree shows them: sizes and ETags."""
     found = {}
-    with explained(f"list {model}/main"):
+    with explained(f"list {model.main_title}", model.main_errors()):
         for path, entry in walk(str(model.path / MAIN)):
             if entry.is_dir(follow_symlinks=False):
                 continue

@@ -61,16 +61,21 @@ def _freeze_next(model: Model) -> str:
 
 def _freeze_as(model: Model, name: str) -> str:
     check_version_name(name)
-    doing = f"freeze {model} as {name}"
+    doing, source = f"freeze {model} as {name}", model.source
     wrong = {
         errno.ENOENT: f"there is no model {model}: modelfs create {model}",
         errno.ENODATA: "the model has no file in main/",
         errno.EBUSY: "a file of main/ is being written: close it, then try again",
-        errno.EINVAL: "the registry holds keys of this model that no file can have "
+        errno.EINVAL: f"the registry holds keys of {source or model} that no file can have "
         "(hidden_keys in modelfs status --json), and a version is the whole model",
         errno.ENOSPC: "the store has no room for it: delete versions (modelfs rm), "
         "see modelfs status",
     }
+    if source is not None:
+        wrong |= model.main_errors() | {
+            errno.ENODATA: f"its source {source} has no file in main/",
+            errno.EACCES: f"you may not write {model}, or not read its source {source}",
+        }
     with explained(doing, wrong):
         try:
             os.mkdir(model.version_path(name))

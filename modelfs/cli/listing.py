@@ -8,7 +8,8 @@ from modelfs.cli.arguments import tree_argument
 from modelfs.cli.failures import explained
 from modelfs.cli.options import Settings, as_json, in_registry, pass_settings
 from modelfs.cli.output import print_json, print_table, share_text, size_text, time_text
-from modelfs.cli.tree import DOWNLOADING, Model, find_models
+from modelfs.cli.tree import DOWNLOADING, Model, Usage, find_models
+from modelfs.errors import ModelfsError
 from modelfs.names import LATEST, MAIN, ModelId
 
 
@@ -37,8 +38,13 @@ def _show_models(models: list[Model], wants_json: bool) -> None:
     if wants_json:
         print_json(documents)
         return
+    columns: tuple[str, ...]
     columns = ("MODEL", "VERSIONS", "SIZE", "LATEST", "ALIASES", "DESCRIPTION")
-    print_table(columns, map(_model_row, documents))
+    rows = list(map(_model_row, documents))
+    if any(document["source"] for document in documents):
+        columns += ("SOURCE",)
+        rows = [(*row, d["source"] or "") for row, d in zip(rows, documents, strict=True)]
+    print_table(columns, rows)
 
 
 def _document(model: Model) -> dict[str, Any]:
@@ -73,15 +79,29 @@ def _show_model(model: Model, wants_json: bool) -> None:
         files = manifest.get("files")
         version["files"] = len(files) if isinstance(files, list) else None
         version["pinned_ns"] = manifest.get("pinned_ns")
-    usage = model.main_usage()
-    document["main"] = {"files": usage.files, "bytes": usage.size}
+    usage, state = _main(model)
+    document["main"] = {"files": usage and usage.files, "bytes": usage and usage.size}
     if wants_json:
         print_json([document])
         return
     columns = ("NAME", "STATE", "SIZE", "FILES", "FROZEN", "ALIASES")
-    main = (MAIN, "working tree", size_text(usage.size), f"{usage.files:,}", "", "")
+    files = "" if usage is None else f"{usage.files:,}"
+    main = (MAIN, state, size_text(usage.size if usage else None), files, "", "")
     rows = [_version_row(version, document["aliases"]) for version in document["versions"]]
     print_table(columns, [main, *rows])
+
+
+def _main(model: Model) -> tuple[Usage | None, str]:
+    """Return what is in main/, and whose it is; another model's may be gone, or not for us."""
+    try:
+        usage = model.main_usage()
+    except ModelfsError as error:
+        cause = error.__cause__
+        number = cause.errno if isinstance(cause, OSError) else None
+        if number not in (unread := model.main_errors()):
+            raise
+        return None, unread[number]
+    return usage, "working tree" if model.source is None else f"working tree of {model.source}"
 
 
 def _version_row(version: dict[str, Any], aliases: dict[str, str]) -> tuple[str, ...]:

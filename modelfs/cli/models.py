@@ -29,6 +29,9 @@ def create(settings: Settings, model: str, description: str | None, source: str 
     \b
       modelfs create acme/llama --description "chat, 8B"
       modelfs create team-b/llama --source acme/llama    versions of acme's main
+
+    With a source, main is a link to its main/, and versions of that are frozen for this
+    namespace, with its owner and mode.
     """
     made = model_argument(model, settings.registry)
     parse_model(str(made))
@@ -43,7 +46,10 @@ def create(settings: Settings, model: str, description: str | None, source: str 
         with contextlib.suppress(OSError):
             os.rmdir(made.path)
         raise
-    say(f"{made} is there: copy its files into {made.path / MAIN}")
+    if origin is None:
+        say(f"{made} is there: copy its files into {made.path / MAIN}")
+    else:
+        say(f"{made} is there: its main is {origin}'s; modelfs freeze {made} makes a version")
 
 
 def _describe(model: Model, attributes: dict[str, str | None]) -> None:
@@ -52,7 +58,8 @@ def _describe(model: Model, attributes: dict[str, str | None]) -> None:
             continue
         wrong = {
             errno.ENOENT: f"there is no model {text!r}",
-            errno.EINVAL: f"the mount refuses {text!r}",
+            errno.EINVAL: f"{text!r} is too long, the model itself, or has itself a source",
+            errno.EACCES: f"you may not read {text!r}",
             errno.ERANGE: "the text is too long",
         }
         with explained(f"set the {name} of {model}", wrong):

@@ -91,13 +91,15 @@ class _Plan:
 
 def _plan(model: Model, name: str) -> _Plan:
     title = f"{model}@{name}"
+    if (source := model.source) is not None:
+        raise ModelfsError(
+            f"cannot roll {model} back: its main/ is {source}'s; modelfs rollback {source} changes "
+            f"it, and modelfs alias {model} ALIAS {name} what is served"
+        )
     version = model.version(name)
     if not version.is_ready:
         reason = f" ({version.error})" if version.error else ""
         raise ModelfsError(f"{title} is {version.state}{reason}: modelfs wait {title}")
-    if (model.path / MAIN).is_symlink():
-        origin = os.readlink(model.path / MAIN)
-        raise ModelfsError(f"the main of {model} is another model's ({origin}): roll that back")
     manifest = manifest_of(model, name)
     files, here = files_of(manifest), files_of_main(model)
     differences = Differences.between(here, files)

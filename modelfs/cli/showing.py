@@ -99,8 +99,11 @@ def _details(answer: dict[str, Any]) -> Iterator[str]:
     """Yield a line for each thing that waits or is wrong."""
     if answer.get("reachable_error") and not answer.get("reachable"):
         yield f"{answer['registry']} does not answer: {answer['reachable_error']}"
+    if error := (answer.get("store") or {}).get("error"):
+        yield str(error)
     yield from _first(map(_upload_line, answer.get("uploads") or []), "uploads")
     yield from _first(map(_freeze_line, answer.get("freezes") or []), "freezes")
+    yield from _first(map(_damage_line, answer.get("damaged") or []), "damaged versions")
     yield from _first(
         (
             f"hidden key {key.get('key')}: {key.get('reason')}"
@@ -131,6 +134,11 @@ def _freeze_line(freeze: dict[str, Any]) -> str:
     return (
         f"freeze {freeze.get('version')} {freeze.get('state')} {share} of {size_text(total)}{error}"
     )
+
+
+def _damage_line(damaged: dict[str, Any]) -> str:
+    version = damaged.get("version")
+    return f"damaged {version}: {damaged.get('error')}; modelfs verify {version} tries again"
 
 
 @click.command(short_help="Show everything, in a throw-away folder.")

@@ -89,6 +89,20 @@ class Model:
         """Return an extended attribute of the model."""
         return attribute(self.path, name)
 
+    @property
+    def source(self) -> str | None:
+        """Return the model (NS/MODEL) whose main/ it has; None where it has its own."""
+        try:
+            names = os.readlink(self.path / MAIN).split("/")
+        except OSError:  # no symlink, or no model
+            return None
+        return "/".join(names[-3:-1])
+
+    @property
+    def main_title(self) -> str:
+        """Return what its main/ is called: its source's name where it has one."""
+        return f"{self.source or self}/{MAIN}"
+
     def names(self) -> set[str]:
         """Return the names beside main/: versions and aliases."""
         with explained(f"list {self}"):
@@ -180,11 +194,21 @@ class Model:
     def main_usage(self) -> Usage:
         """Count main/, which lists the registry."""
         files = size = 0
-        with explained(f"list {self}/main"):
+        with explained(f"list {self.main_title}", self.main_errors()):
             for entry in _walk(str(self.path / MAIN)):
                 files += 1
                 size += entry.stat(follow_symlinks=False).st_size
         return Usage(files, size)
+
+    def main_errors(self) -> dict[int, str]:
+        """Return what an errno in main/ means where that is another model's."""
+        source = self.source
+        if source is None:
+            return {}
+        return {
+            errno.ENOENT: f"{source}, the source of {self}, is gone",
+            errno.EACCES: f"you may not read {source}, the source of {self}",
+        }
 
 
 def find_models(mount: Mount, namespace: str | None = None) -> list[Model]:

@@ -18,7 +18,6 @@ from modelfs.errors import NotFound
 from modelfs.mount.handles import TextHandle
 from modelfs.mount.tree import Attributes, Folder, Maker, Node, Opened, Services, Tree
 from modelfs.names import ModelId, VersionId
-from modelfs.store.layout import free_bytes
 
 Content = Callable[[], Awaitable[bytes]]
 
@@ -156,7 +155,7 @@ _ROOT_FILES = {"README": _readme, "status.json": _status}
 async def status(services: Services) -> dict[str, Any]:
     """Return what status.json shows; no request is made for it."""
     config, registry = services.config, services.registry
-    free, total = await services.disk.run(free_bytes, config.store)
+    store = services.health.state
     reachability = registry.reachability
     cache = asdict(services.cache.statistics())
     return {
@@ -173,7 +172,14 @@ async def status(services: Services) -> dict[str, Any]:
         "reachable_error": reachability.error,
         "requests": dict(registry.store.requests()),
         "cache": cache,
-        "store": {"path": str(config.store), "free_bytes": free, "total_bytes": total},
+        "store": {
+            "path": str(config.store),
+            "answers": store.error is None,
+            "since_ns": store.since_ns,
+            "error": store.error,
+            "free_bytes": store.free_bytes,
+            "total_bytes": store.total_bytes,
+        },
         "uploads": _uploads(services),
         "freezes": [
             {
@@ -181,9 +187,13 @@ async def status(services: Services) -> dict[str, Any]:
                 "state": str(freeze.state),
                 "done_bytes": freeze.done_bytes,
                 "total_bytes": freeze.manifest.size,
-                "error": freeze.error,
+                "error": freeze.error or store.error,
             }
             for freeze in services.library.running()
+        ],
+        "damaged": [
+            {"version": str(version), "error": reason}
+            for version, reason in services.library.damaged.items()
         ],
         "hidden_keys": [
             {"key": repr(key)[1:-1], "reason": reason}
@@ -231,4 +241,5 @@ async def _manifest(services: Services, version: VersionId, suffix: str) -> byte
     if suffix == "sha256":
         return view.manifest.to_checksums()
     content = json.loads(view.manifest.to_json())
-    return (json.dumps({**content, "state": str(view.state), "error": view.error}) + "\n").encode()
+    error = view.error or await services.library.damage(version)
+    return (json.dumps({**content, "state": str(view.state), "error": error}) + "\n").encode()

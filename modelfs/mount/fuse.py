@@ -18,6 +18,7 @@ import trio
 from modelfs.errors import InvalidName, ModelfsError, NoData, NotFound, NotPermitted
 from modelfs.mount.tree import Attributes, Change, Folder, Handle, Maker, Node, Opened, Tree
 from modelfs.store.layout import free_bytes
+from modelfs.store.sources import Caller
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def handler(
                 raise pyfuse3.FUSEError(errno.EIO) from None
             except OSError as error:
                 log.warning("%s: %s", name, error)
-                raise pyfuse3.FUSEError(error.errno or errno.EIO) from error
+                raise pyfuse3.FUSEError(_errno_of(error)) from error
             except Exception as error:
                 self.tree.services.bugs += 1
                 log.exception("%s failed by a bug", name)
@@ -91,6 +92,7 @@ class Operations(pyfuse3.Operations):
     def __init__(self, tree: Tree) -> None:
         super().__init__()
         self.tree = tree
+        tree.forget_name = _forget_name
         self.deadline_s = tree.services.config.timeout_s + DEADLINE_GRACE_S
         self._handles: dict[int, Handle] = {}
         self._folders: dict[int, _OpenFolder] = {}
@@ -155,22 +157,22 @@ class Operations(pyfuse3.Operations):
 
     @handler(is_bounded=True)
     async def mkdir(self, parent: int, name: bytes, mode: int, ctx: Any) -> pyfuse3.EntryAttributes:
-        return self._shown(await self.tree.folder(parent).mkdir(_text(name), ctx.uid))
+        return self._shown(await self.tree.folder(parent).mkdir(_text(name), _caller(ctx)))
 
     @handler(is_bounded=True)
     async def rmdir(self, parent: int, name: bytes, ctx: Any) -> None:
-        await self.tree.folder(parent).rmdir(_text(name), ctx.uid)
+        await self.tree.folder(parent).rmdir(_text(name), _caller(ctx))
 
     @handler(is_bounded=False)
     async def unlink(self, parent: int, name: bytes, ctx: Any) -> None:
-        await self.tree.folder(parent).unlink(_text(name), ctx.uid)
+        await self.tree.folder(parent).unlink(_text(name), _caller(ctx))
 
     @handler(is_bounded=True)
     async def symlink(
         self, parent: int, name: bytes, target: bytes, ctx: Any
     ) -> pyfuse3.EntryAttributes:
         return self._shown(
-            await self.tree.folder(parent).symlink(_text(name), _text(target), ctx.uid)
+            await self.tree.folder(parent).symlink(_text(name), _text(target), _caller(ctx))
         )
 
     @handler(is_bounded=False)
@@ -183,7 +185,7 @@ class Operations(pyfuse3.Operations):
             _text(name),
             self.tree.folder(into),
             _text(new_name),
-            ctx.uid,
+            _caller(ctx),
             replace=not flags & pyfuse3.RENAME_NOREPLACE,
         )
 
@@ -311,7 +313,8 @@ class Operations(pyfuse3.Operations):
         if not node_name.startswith(XATTR_PREFIX):
             node.refuse_change()
             raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
-        await node.set_xattr(node_name.removeprefix(XATTR_PREFIX), value.decode())
+        text = node_name.removeprefix(XATTR_PREFIX)
+        await node.set_xattr(text, value.decode(), _caller(ctx))
 
     @handler(is_bounded=True)
     async def removexattr(self, inode: int, name: bytes, ctx: Any) -> None:
@@ -319,8 +322,28 @@ class Operations(pyfuse3.Operations):
         raise NoData("no such attribute can be removed")
 
 
+def _errno_of(error: OSError) -> int:
+    """Return the errno for the kernel: that the store's mount died would read as if ours had."""
+    found = error.errno or errno.EIO
+    return errno.EIO if found in (errno.ENOTCONN, errno.ESHUTDOWN) else found
+
+
 def _text(name: bytes) -> str:
     return os.fsdecode(name)
+
+
+def _caller(ctx: Any) -> Caller:
+    """Return who asks; the supplementary groups of a process that cannot be seen are none."""
+    try:
+        groups = frozenset(pyfuse3.get_sup_groups(ctx.pid))
+    except OSError:  # of another pid namespace, as a container's daemon sees its host's
+        groups = frozenset()
+    return Caller(ctx.uid, ctx.gid, groups)
+
+
+def _forget_name(inode: int, name: str) -> None:
+    """Let the kernel look a name up anew: soon, it holds the folder while it waits for us."""
+    pyfuse3.invalidate_entry_async(inode, os.fsencode(name), ignore_enoent=True)
 
 
 def _convert(attributes: Attributes) -> pyfuse3.EntryAttributes:

@@ -4,6 +4,7 @@ What is here is the union of the registry and the store: a version is found with
 registry down, without a request, since the store is asked first.
 """
 
+from abc import abstractmethod
 from functools import partial
 from typing import NoReturn
 
@@ -19,6 +20,7 @@ from modelfs.errors import (
     NotPermitted,
     ReadOnly,
     RegistryUnavailable,
+    Stale,
 )
 from modelfs.mount import control
 from modelfs.mount.frozen import VersionFolder
@@ -37,9 +39,10 @@ from modelfs.names import (
     is_plain_name,
     is_version_name,
 )
-from modelfs.store.freeze import State
+from modelfs.store.sources import SOURCE, Caller
+from modelfs.store.versions import main_link
 
-DESCRIPTIONS = ("description", "source")
+DESCRIPTIONS = ("description", SOURCE)
 RELEASE = "release"  # set on a model to a version's name, before that is removed
 DESCRIPTION_MAX_BYTES = 2048  # S3's limit of all user metadata of an object
 
@@ -59,7 +62,7 @@ class Level(Folder):
         raise NotPermitted(f"{name}: a plain file belongs in the main/ of a model")
 
     async def rename(
-        self, name: str, into: Folder, new_name: str, uid: int, *, replace: bool
+        self, name: str, into: Folder, new_name: str, caller: Caller, *, replace: bool
     ) -> None:
         self.refuse_change()
         raise NotPermitted(f"{name} keeps its name: copy main/ into a new model instead")
@@ -75,7 +78,7 @@ class RootFolder(Level):
         if name == CONTROL:
             return self.child(name, control.RootControl)
         if is_plain_name(name) and (
-            name in await self.services.library.namespaces()
+            await self.services.library.has_namespace(name)
             or any(model.namespace == name for model in self.services.staging.models())
             or name in await self.services.registry.namespaces()
         ):
@@ -91,12 +94,12 @@ class RootFolder(Level):
                 raise
         return [(name, partial(self.child, name, NamespaceFolder)) for name in sorted(names)]
 
-    async def mkdir(self, name: str, uid: int) -> Node:
+    async def mkdir(self, name: str, caller: Caller) -> Node:
         self.refuse_change()
         await self.services.registry.create_namespace(check_name(name, "namespace"))
         return self.child(name, NamespaceFolder)
 
-    async def rmdir(self, name: str, uid: int) -> None:
+    async def rmdir(self, name: str, caller: Caller) -> None:
         self.refuse_change()
         node = await self.lookup(name)
         if not isinstance(node, NamespaceFolder):
@@ -128,7 +131,7 @@ class NamespaceFolder(Level):
 
     async def lookup(self, name: str) -> Node:
         if is_plain_name(name) and (
-            name in await self.services.library.models(self.name)
+            await self.services.library.has_model(ModelId(self.name, name))
             or ModelId(self.name, name) in self.services.staging.models()
             or name in await self._registered()
         ):
@@ -136,36 +139,39 @@ class NamespaceFolder(Level):
         raise NotFound(f"there is no model {self.name}/{name}")
 
     async def entries(self) -> list[tuple[str, Maker]]:
-        names = await self.services.library.models(self.name)
+        library = self.services.library
         try:
-            names |= await self._registered()
+            registered = await self._registered()
+            names = registered | await library.models(self.name, registered)
         except RegistryUnavailable:
+            names = await library.models(self.name)
             if not names:
                 raise
         return [(name, partial(self.child, name, ModelFolder)) for name in sorted(names)]
 
-    async def mkdir(self, name: str, uid: int) -> Node:
+    async def mkdir(self, name: str, caller: Caller) -> Node:
         self.refuse_change()
         model = ModelId(self.name, check_name(name, "model"))
-        if name in await self.services.library.models(self.name):
+        if await self.services.library.has_model(model):
             raise AlreadyExists(f"the model {model} exists")
         await self.services.registry.create_model(model, {})
         return self.child(name, ModelFolder)
 
-    async def rmdir(self, name: str, uid: int) -> None:
+    async def rmdir(self, name: str, caller: Caller) -> None:
         self.refuse_change()
         node = await self.lookup(name)
         assert isinstance(node, ModelFolder)
-        if not (await self.services.library.shelf(node.model)).is_empty:
+        if (await self.services.library.shelf(node.model)).has_versions:
             raise NotEmpty(f"the model {node.model} has versions or aliases")
         if await WorkFolder(self.tree, node, MAIN, node.model).entries():
             raise NotEmpty(f"{node.model}/main is not empty")
         await self.services.registry.remove_model(node.model)
+        await self.services.library.sources.forget(node.model)
         self.tree.detach(node)
 
 
 class ModelFolder(Level):
-    """A model: `main/`, versions, aliases, the hidden control directory."""
+    """A model: `main/` or a link to its source's, versions, aliases, the control directory."""
 
     @property
     def model(self) -> ModelId:
@@ -177,7 +183,7 @@ class ModelFolder(Level):
 
     async def lookup(self, name: str) -> Node:
         if name == MAIN:
-            return self.child(name, WorkFolder, self.model)
+            return (await self._main())()
         if name == CONTROL:
             return self.child(name, control.ModelControl, self.model)
         shelf = await self.services.library.shelf(self.model)
@@ -186,40 +192,44 @@ class ModelFolder(Level):
         if name in shelf.ready or name in shelf.pending:
             version = VersionId(self.model, name)
             view = await self.services.library.view(version)
-            if view.state is State.READY:
-                self.services.native.want(version)
+            self.services.native.touch(version)
             return self.child(name, VersionFolder, version, "", view)
         raise NotFound(f"{self.model} has no {name}")
 
     async def entries(self) -> list[tuple[str, Maker]]:
         shelf = await self.services.library.shelf(self.model)
         found: list[tuple[str, Maker]] = [
-            (MAIN, partial(self.child, MAIN, WorkFolder, self.model)),
+            (MAIN, await self._main()),
             *(
                 (a, partial(self.child, a, AliasLink, target))
                 for a, target in shelf.aliases.items()
             ),
         ]
-        for name in shelf.ready | shelf.pending:
-            version = VersionId(self.model, name)
-            try:
-                view = await self.services.library.view(version)
-            except NotFound:
-                continue
+        names = shelf.ready | shelf.pending
+        views = await self.services.library.views(VersionId(self.model, name) for name in names)
+        for version, view in views.items():
+            name = version.version
             found.append((name, partial(self.child, name, VersionFolder, version, "", view)))
         return sorted(found, key=lambda item: item[0])
 
-    async def mkdir(self, name: str, uid: int) -> Node:
+    async def _main(self) -> Maker:
+        """Return what makes the node of `main`: a folder, or a link to the source's."""
+        source = await self.services.library.sources.find(self.model)
+        if source is None:
+            return partial(self.child, MAIN, WorkFolder, self.model)
+        return partial(self.child, MAIN, SourceLink, main_link(source))
+
+    async def mkdir(self, name: str, caller: Caller) -> Node:
         """Freeze the model; see DESIGN 6 for the order of the checks."""
         self.refuse_change()
         if name in RESERVED:
             raise AlreadyExists(f"{name} is reserved")
         version = VersionId(self.model, check_version_name(name))
-        await self.services.library.freeze(version, uid)
+        await self.services.library.freeze(version, caller)
         view = await self.services.library.view(version)
         return self.child(name, VersionFolder, version, "", view)
 
-    async def rmdir(self, name: str, uid: int) -> None:
+    async def rmdir(self, name: str, caller: Caller) -> None:
         self.refuse_change()
         node = await self.lookup(name)
         if isinstance(node, VersionFolder):
@@ -231,25 +241,29 @@ class ModelFolder(Level):
             self._refuse(name)
         self.tree.detach(node)
 
-    async def symlink(self, name: str, target: str, uid: int) -> Node:
+    async def symlink(self, name: str, target: str, caller: Caller) -> Node:
         self.refuse_change()
         if name in RESERVED:
             raise AlreadyExists(f"{name} is kept by modelfs")
-        await self.services.library.make_alias(self.model, check_alias_name(name), target, uid)
+        alias = check_alias_name(name)
+        await self.services.library.make_alias(self.model, alias, target, caller.uid)
         return await self.lookup(name)
 
-    async def unlink(self, name: str, uid: int) -> None:
+    async def unlink(self, name: str, caller: Caller) -> None:
         self.refuse_change()
         node = await self.lookup(name)
+        if isinstance(node, SourceLink):
+            await self._set_source("", caller)
+            return
         if not isinstance(node, AliasLink):
             raise IsAFolder(f"{name} is a folder")
         if name == LATEST:
             raise Busy("latest is kept by modelfs: it points at the newest ready version")
-        await self.services.library.remove_alias(self.model, name, uid)
+        await self.services.library.remove_alias(self.model, name, caller.uid)
         self.tree.detach(node)
 
     async def rename(
-        self, name: str, into: Folder, new_name: str, uid: int, *, replace: bool
+        self, name: str, into: Folder, new_name: str, caller: Caller, *, replace: bool
     ) -> None:
         self.refuse_change()
         node = await self.lookup(name)
@@ -263,21 +277,24 @@ class ModelFolder(Level):
             raise InvalidName(f"{new_name!r} cannot be an alias")
         if not replace and new_name in (await self.services.library.shelf(self.model)).aliases:
             raise AlreadyExists(f"the alias {new_name} exists")
-        await self.services.library.rename_alias(self.model, name, new_name, uid)
+        await self.services.library.rename_alias(self.model, name, new_name, caller.uid)
         self.tree.move(node, self, new_name)
 
     # ----------------------------------------------------------- attributes
 
     async def xattrs(self) -> dict[str, str]:
         found = await self.services.registry.description(self.model)
-        return {name: found[name] for name in DESCRIPTIONS if name in found}
+        shown = {name: found[name] for name in DESCRIPTIONS if name in found}
+        shown.pop(SOURCE, None)
+        source = await self.services.library.sources.find(self.model)
+        return shown if source is None else {**shown, SOURCE: str(source)}
 
     async def xattr(self, name: str) -> str:
         if name not in DESCRIPTIONS:
             raise NoData(f"no attribute {name}")
         return await super().xattr(name)
 
-    async def set_xattr(self, name: str, value: str) -> None:
+    async def set_xattr(self, name: str, value: str, caller: Caller) -> None:
         self.refuse_change()
         if name == RELEASE:
             await self._release(value)
@@ -286,8 +303,17 @@ class ModelFolder(Level):
             raise NotPermitted(f"of a model, only {' and '.join(DESCRIPTIONS)} can be set")
         if len(value.encode()) > DESCRIPTION_MAX_BYTES:
             raise InvalidName(f"the most is {DESCRIPTION_MAX_BYTES} bytes")
-        found = await self.services.registry.description(self.model)
+        if name == SOURCE:
+            await self._set_source(value, caller)
+            return
+        found = await self.services.registry.description(self.model, is_now=True)
         await self.services.registry.describe(self.model, {**found, name: value})
+
+    async def _set_source(self, value: str, caller: Caller) -> None:
+        await self.services.library.sources.set(self.model, value, caller)
+        if (shown := self.children.get(MAIN)) is not None:
+            self.tree.detach(shown)
+        self.tree.forget_name(self.inode, MAIN)
 
     async def _release(self, name: str) -> None:
         """Take the native mount of a version away, so that rmdir can reach it."""
@@ -296,8 +322,8 @@ class ModelFolder(Level):
             raise Busy(f"{version} is in use")
 
 
-class AliasLink(Node):
-    """An alias of a model, `latest` among them: a symlink to a version."""
+class Link(Node):
+    """A symlink in a model: where it points is asked again each time."""
 
     kind = 0o120000  # stat.S_IFLNK
 
@@ -309,12 +335,14 @@ class AliasLink(Node):
         self._target = str(args[0])
         return True
 
-    async def readlink(self) -> str:
+    @property
+    def model(self) -> ModelId:
         assert isinstance(self.parent, ModelFolder)
-        shelf = await self.services.library.shelf(self.parent.model)
-        if self.name not in shelf.aliases:
-            raise NotFound(f"there is no alias {self.name}")
-        return shelf.aliases[self.name]
+        return self.parent.model
+
+    @abstractmethod
+    async def readlink(self) -> str:
+        """Return where it points now; raises NotFound, Stale."""
 
     async def refresh(self) -> None:
         if not self.is_detached:
@@ -322,3 +350,23 @@ class AliasLink(Node):
 
     def attributes(self) -> Attributes:
         return self._attributes(mode=0o777, size=len(self._target), ttl_s=NAMES_TTL_S)
+
+
+class AliasLink(Link):
+    """An alias of a model, `latest` among them: it points at a version."""
+
+    async def readlink(self) -> str:
+        shelf = await self.services.library.shelf(self.model)
+        if self.name not in shelf.aliases:
+            raise NotFound(f"there is no alias {self.name}")
+        return shelf.aliases[self.name]
+
+
+class SourceLink(Link):
+    """The `main` of a model that has another's: what is done below it is done to the other."""
+
+    async def readlink(self) -> str:
+        shelf = await self.services.library.shelf(self.model)
+        if shelf.source is None:  # on ESTALE the kernel looks main up anew, and finds a folder
+            raise Stale(f"{self.model} has a main/ of its own now")
+        return main_link(shelf.source)

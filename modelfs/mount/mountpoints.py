@@ -132,8 +132,12 @@ def _leave(child: subprocess.Popen[bytes]) -> None:
 
 def check_store(store: Path, filesystems: tuple[str, ...], *, is_default: bool) -> None:
     """See that the store's disk is there, or raise StoreError: nothing else gets filled."""
+    try:
+        existing = _existing(store)
+    except OSError as error:  # its mount has died
+        raise StoreError(f"the store {store} cannot be used: {error.strerror}") from error
     if filesystems:
-        found = under(_existing(store))
+        found = under(existing)
         if found.filesystem not in filesystems:
             raise StoreError(
                 f"the store {store} is on {found.filesystem} ({found.path}), not on "

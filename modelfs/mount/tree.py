@@ -24,13 +24,15 @@ from modelfs.errors import (
 from modelfs.mount.native import NativeVersions
 from modelfs.registry.registry import Registry
 from modelfs.store.cache import Cache
+from modelfs.store.health import StoreHealth
 from modelfs.store.library import Library
 from modelfs.store.parts import Fetcher
+from modelfs.store.sources import Caller
 from modelfs.store.staging import Staging
 from modelfs.store.writeback import Writeback
 
 ROOT_INODE = 1
-NAMES_TTL_S = 1.0  # namespaces, models, versions, aliases: other nodes change them
+NAMES_TTL_S = 0.5  # namespaces, models, versions, aliases: other nodes change them
 FOREVER_TTL_S = 3600.0  # inside a ready version nothing changes
 
 
@@ -94,6 +96,7 @@ class Services:
     library: Library
     native: NativeVersions
     disk: Threads
+    health: StoreHealth
     uid: int
     gid: int
     started_ns: int
@@ -177,7 +180,7 @@ class Node(ABC):
             raise NoData(f"no attribute {name}")
         return found[name]
 
-    async def set_xattr(self, name: str, value: str) -> None:
+    async def set_xattr(self, name: str, value: str, caller: Caller) -> None:
         self.refuse_change()
         raise NotSupported(f"the attribute {name} cannot be set here")
 
@@ -218,23 +221,23 @@ class Folder(Node):
             return found
         return self.tree.adopt(kind(self.tree, self, name, *args))
 
-    async def mkdir(self, name: str, uid: int) -> Node:
+    async def mkdir(self, name: str, caller: Caller) -> Node:
         self._refuse(name)
 
-    async def rmdir(self, name: str, uid: int) -> None:
+    async def rmdir(self, name: str, caller: Caller) -> None:
         self._refuse(name)
 
     async def create(self, name: str) -> tuple[Node, Opened]:
         self._refuse(name)
 
-    async def unlink(self, name: str, uid: int) -> None:
+    async def unlink(self, name: str, caller: Caller) -> None:
         self._refuse(name)
 
-    async def symlink(self, name: str, target: str, uid: int) -> Node:
+    async def symlink(self, name: str, target: str, caller: Caller) -> Node:
         self._refuse(name)
 
     async def rename(
-        self, name: str, into: "Folder", new_name: str, uid: int, *, replace: bool
+        self, name: str, into: "Folder", new_name: str, caller: Caller, *, replace: bool
     ) -> None:
         self._refuse(name)
 
@@ -251,6 +254,7 @@ class Tree:
 
     def __init__(self, services: Services, make_root: Callable[["Tree"], Folder]) -> None:
         self.services = services
+        self.forget_name: Callable[[int, str], None] = lambda inode, name: None  # the kernel's
         self._nodes: dict[int, Node] = {}
         self._next_inode = ROOT_INODE
         self.root = self.adopt(make_root(self))

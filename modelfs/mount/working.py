@@ -11,12 +11,14 @@ from modelfs.errors import (
     NotPermitted,
     ReadOnly,
     RegistryUnavailable,
+    Stale,
 )
 from modelfs.mount import moving
 from modelfs.mount.tree import Attributes, Folder, Maker, Node, Opened, Tree
 from modelfs.mount.workfile import WorkFile, WorkPlace
 from modelfs.names import ModelId, check_component
 from modelfs.registry.listing import Folder as ListedFolder
+from modelfs.store.sources import Caller
 from modelfs.store.staging import StagedFile
 
 
@@ -105,6 +107,8 @@ class WorkFolder(WorkPlace):
         return sorted(found.items())
 
     async def _absent(self, name: str) -> None:
+        if self.is_detached and self._model is not None:  # main is a link just now
+            raise Stale(f"{self.model} has another model's main/")
         check_component(name)
         self.services.registry.keys.file(self.model, self.path_of(name))
         try:
@@ -123,13 +127,13 @@ class WorkFolder(WorkPlace):
         node = self.child(name, WorkFile, None)
         return node, node.opened(write=True, staged=staged)
 
-    async def mkdir(self, name: str, uid: int) -> Node:
+    async def mkdir(self, name: str, caller: Caller) -> Node:
         self.refuse_change()
         await self._absent(name)
         await moving.put_marker(self.services, self.model, self.path_of(name))
         return self.child(name, WorkFolder)
 
-    async def rmdir(self, name: str, uid: int) -> None:
+    async def rmdir(self, name: str, caller: Caller) -> None:
         self.refuse_change()
         node = await self.lookup(name)
         if not isinstance(node, WorkFolder):
@@ -141,7 +145,7 @@ class WorkFolder(WorkPlace):
         await moving.delete_marker(self.services, self.model, node.path)
         self.tree.detach(node)
 
-    async def unlink(self, name: str, uid: int) -> None:
+    async def unlink(self, name: str, caller: Caller) -> None:
         self.refuse_change()
         node = await self.lookup(name)
         if not isinstance(node, WorkFile):
@@ -163,12 +167,12 @@ class WorkFolder(WorkPlace):
         if not listed.has_marker and len(listed.files) + len(listed.folders) <= 1:
             await moving.put_marker(self.services, self.model, self.path)
 
-    async def symlink(self, name: str, target: str, uid: int) -> Node:
+    async def symlink(self, name: str, target: str, caller: Caller) -> Node:
         self.refuse_change()
         raise NotPermitted("the registry has no symlinks: main/ holds files and folders")
 
     async def rename(
-        self, name: str, into: Folder, new_name: str, uid: int, *, replace: bool
+        self, name: str, into: Folder, new_name: str, caller: Caller, *, replace: bool
     ) -> None:
         self.refuse_change()
         if not isinstance(into, WorkFolder):

@@ -55,6 +55,9 @@ class ObjectInfo:
     metadata `mtime` (as rclone writes it), None where there is none or, from a listing,
     where it is not known. `md5` is the hex MD5 of the content where the store knows that
     the ETag is one, else None. `metadata` is user metadata: empty from a listing.
+    `etag_parts` is the number of parts where the store knows that the ETag is the MD5 of
+    the parts' MD5s, else None. `checksum` is the algorithm of a checksum of the whole
+    content that the registry keeps beside the ETag: known from a listing alone.
     """
 
     id: ObjectId
@@ -64,6 +67,16 @@ class ObjectInfo:
     md5: str | None = None
     version_id: str | None = None
     metadata: Mapping[str, str] | None = None
+    etag_parts: int | None = None
+    checksum: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Checksum:
+    """A checksum of an object's whole content: md5, sha256, sha1 or crc32, and it in hex."""
+
+    algorithm: str
+    hex: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +114,13 @@ class ObjectStore(Protocol):
 
     def head(self, key: str) -> ObjectInfo:
         """Ask for one object with its metadata; raises NotFound."""
+
+    def checksum(self, object_id: ObjectId, version_id: str | None = None) -> Checksum | None:
+        """Ask for the checksum that the registry keeps of one state of an object.
+
+        None where there is none of the whole content, or of an algorithm that is not ours.
+        Raises Stale where the object is no longer in that state, NotFound where it is gone.
+        """
 
     def get_range(
         self,

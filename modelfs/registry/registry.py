@@ -15,7 +15,7 @@ from functools import partial
 from typing import TypeVar
 
 import trio
-from cachetools import LRUCache
+from cachetools import LRUCache, TTLCache
 
 from modelfs.concurrency import Background, SingleFlight, Threads
 from modelfs.errors import AccessDenied, AlreadyExists, NotFound, RegistryUnavailable
@@ -34,6 +34,7 @@ SMALL_REQUESTS = 16  # threads for requests without data
 WHOLE_PAGES = 20  # a model of more pages of 1,000 keys is listed folder by folder
 LISTED_KEYS_MAX = 500_000  # keys held in memory over all models
 HIDDEN_SHOWN = 1_000  # hidden keys named in status.json
+DESCRIPTIONS_MAX = 10_000  # models whose description is held in memory
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,10 @@ class Registry:
         self._changes: dict[str, Changes] = {}
         self._big: set[str] = set()  # prefixes that are listed folder by folder
         self._hidden: dict[str, dict[str, str]] = {}
+        self._descriptions: TTLCache[ModelId, dict[str, str]] = TTLCache(
+            DESCRIPTIONS_MAX, metadata_ttl_s
+        )
+        self._described = 0  # descriptions that this mount has changed
 
     # ------------------------------------------------------------- requests
 
@@ -195,6 +200,24 @@ class Registry:
         if folder is None or (not path and not listing.exists):
             raise NotFound(f"no folder {path or 'main'} in {model}")
         return folder
+
+    async def is_bare(self, model: ModelId) -> bool:
+        """Tell whether a model is its marker alone; files in memory are believed, however old."""
+        listing = self._listings.get(self.keys.model(model))
+        known = listing.folders.get("") if listing else None
+        if known is not None and not known.is_empty:
+            return False
+        try:
+            folder = await self.folder(model, "")
+        except NotFound:
+            return False
+        return folder.has_marker and folder.is_empty
+
+    async def has_keys(self, model: ModelId) -> bool:
+        """Tell whether there is a key of a model but its marker, now, hidden ones too."""
+        prefix = self.keys.model(model)
+        page = await self.call(partial(self.store.list_page, prefix, by_folder=False))
+        return any(info.id.key != prefix for info in page.objects)
 
     def known_file(self, model: ModelId, path: str) -> ObjectInfo | None:
         """Return what memory holds of a file, however old; None where that is nothing."""
@@ -369,19 +392,34 @@ class Registry:
         info = await self.call(self.store.put_empty, self.keys.model(model), metadata)
         self._note_change(self.keys.namespace(model.namespace), f"{model.name}/", info)
         self.note_put(model, "", info)
+        self._note_description(model, metadata)
 
-    async def description(self, model: ModelId) -> dict[str, str]:
-        """Return the user metadata of a model's marker; {} where it has none."""
+    def _note_description(self, model: ModelId, metadata: Mapping[str, str]) -> None:
+        self._described += 1
+        self._descriptions[model] = dict(metadata)
+
+    async def description(self, model: ModelId, *, is_now: bool = False) -> dict[str, str]:
+        """Return the user metadata of a model's marker; {} where it has none.
+
+        At most `metadata_ttl_s` old; with `is_now` it is asked for whatever is remembered.
+        """
+        if not is_now and (known := self._descriptions.get(model)) is not None:
+            return dict(known)
+        described = self._described
         try:
             info = await self.call(self.store.head, self.keys.model(model))
+            found = dict(info.metadata or {})
         except NotFound:
-            return {}
-        return dict(info.metadata or {})
+            found = {}
+        if described == self._described:  # else it may be of before the change
+            self._descriptions[model] = found
+        return dict(found)
 
     async def remove_model(self, model: ModelId) -> None:
         """Delete a model's marker; the caller knows that main/ is empty."""
         await self._remove_marker(self.keys.namespace(model.namespace), model.name)
         self._listings.pop(self.keys.model(model), None)
+        self._note_description(model, {})
 
     async def remove_namespace(self, namespace: str) -> None:
         """Delete a namespace's marker; the caller knows that it has no models."""

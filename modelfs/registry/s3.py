@@ -16,7 +16,14 @@ from typing import IO, Any, cast
 from modelfs.errors import ModelfsError, NotFound, RegistryError, RegistryUnavailable, Stale
 from modelfs.registry import s3_answers as answers
 from modelfs.registry.bodies import FileBody, md5_of, receive
-from modelfs.registry.objects import ListPage, ObjectId, ObjectInfo, Progress, UploadedPart
+from modelfs.registry.objects import (
+    Checksum,
+    ListPage,
+    ObjectId,
+    ObjectInfo,
+    Progress,
+    UploadedPart,
+)
 from modelfs.registry.s3_clients import S3Clients, S3Settings, was_answered
 
 __all__ = ["S3Settings", "S3Store"]
@@ -85,6 +92,20 @@ class S3Store:
         with self._translated(key):
             answer = self._fast.head_object(Bucket=self._bucket, Key=key)
             return answers.info_of(key, answer, answer["ContentLength"]), answer
+
+    def checksum(self, object_id: ObjectId, version_id: str | None = None) -> Checksum | None:
+        wish: dict[str, Any] = {"VersionId": version_id} if version_id else {}
+        with self._translated(object_id.key):
+            answer = self._fast.head_object(
+                Bucket=self._bucket,
+                Key=object_id.key,
+                IfMatch=f'"{object_id.etag}"',
+                ChecksumMode="ENABLED",
+                **wish,
+            )
+        if answers.etag_of(answer) != object_id.etag:
+            raise Stale(f"{object_id.key!r} was changed by someone else")
+        return answers.checksum_of(answer)
 
     def get_range(
         self,

@@ -4,6 +4,7 @@ An answer is the dict that boto3 gives. What is an MD5 is decided here and nowhe
 """
 
 import base64
+import binascii
 import hashlib
 import html
 import re
@@ -19,6 +20,7 @@ from urllib.parse import unquote_plus
 from modelfs.errors import Stale, WrongBytes
 from modelfs.registry.objects import (
     MTIME,
+    Checksum,
     ListPage,
     ObjectId,
     ObjectInfo,
@@ -29,6 +31,8 @@ from modelfs.registry.objects import (
 Answer = Mapping[str, Any]
 
 _MD5 = re.compile(r"[0-9a-f]{32}")
+_MD5_OF_PARTS = re.compile(r"[0-9a-f]{32}-([1-9][0-9]{0,4})")
+_CHECKSUM_BYTES = {"SHA256": 32, "SHA1": 20, "CRC32": 4}  # what Python can compute, best first
 _PLAIN_HEADER = re.compile(r"(?!=\?)[!-~]+(?: +[!-~]+)*")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]+)-([0-9]+)/([0-9]+)")
@@ -70,6 +74,39 @@ def md5_of_answer(answer: Answer, etag: str | None = None) -> str | None:
     """Return the MD5 of the object of an answer, or of `etag` where it stands elsewhere in it."""
     etag = etag_of(answer) if etag is None else etag
     return None if has_own_etag(answer) or not is_md5(etag) else etag
+
+
+def parts_of_answer(answer: Answer, etag: str) -> int | None:
+    """Return how many parts' MD5s the ETag of an answer is made of; None where it is not."""
+    match = _MD5_OF_PARTS.fullmatch(etag)
+    return None if match is None or has_own_etag(answer) else int(match[1])
+
+
+def checksum_of(answer: Answer) -> Checksum | None:
+    """Return the checksum of the whole content in an answer to HEAD; None where there is none.
+
+    A checksum of the parts' checksums ends in -N, or is said to be COMPOSITE. Where nothing
+    is said of an object in parts, its checksum may be either (moto's is of the parts).
+    """
+    kind = answer.get("ChecksumType")
+    if kind not in (None, "FULL_OBJECT") or (kind is None and "-" in etag_of(answer)):
+        return None
+    for name, size in _CHECKSUM_BYTES.items():
+        try:
+            value = base64.b64decode(answer.get(f"Checksum{name}", ""), validate=True)
+        except binascii.Error:
+            continue
+        if len(value) == size:
+            return Checksum(name.lower(), value.hex())
+    return None
+
+
+def _listed_checksum(entry: Answer) -> str | None:
+    """Return the algorithm of a checksum that may be of an object's whole content."""
+    if entry.get("ChecksumType") == "COMPOSITE":
+        return None
+    listed = entry.get("ChecksumAlgorithm", ())
+    return next((name.lower() for name in _CHECKSUM_BYTES if name in listed), None)
 
 
 def is_of_ceph(answer: Answer) -> bool:
@@ -179,6 +216,7 @@ def info_of(key: str, answer: Answer, size: int) -> ObjectInfo:
         md5_of_answer(answer, etag),
         version_of(answer),
         metadata,
+        parts_of_answer(answer, etag),
     )
 
 
@@ -194,6 +232,7 @@ def made_info(
         md5_of_answer(answer, etag),
         version_of(answer),
         dict(metadata),
+        parts_of_answer(answer, etag),
     )
 
 
@@ -257,6 +296,8 @@ def _listed(entry: Answer, encoded: bool) -> ObjectInfo:
         nanoseconds(entry["LastModified"]),
         md5=etag if is_md5(etag) else None,
         version_id=entry.get("VersionId"),
+        etag_parts=parts_of_answer(entry, etag),
+        checksum=_listed_checksum(entry),
     )
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 import trio
 
 from modelfs.concurrency import Background, Threads
+from modelfs.errors import StoreError
 from modelfs.registry.objects import ObjectId, ObjectInfo
 from modelfs.store import sidecar
 from modelfs.store.layout import free_bytes
@@ -54,11 +55,24 @@ class CachedFile(PartFile):
 
     def __init__(self, path: Path, info: ObjectInfo, part_size: int, owner: "Cache") -> None:
         super().__init__(path, info, part_size, owner)
-        self.opening = trio.Lock()
         self.saving = trio.Lock()
         self.is_sealed = False
         self.is_checked = False
         self.is_unsaved = False
+        self._former_fds: list[int] = []
+
+    def replace_fd(self, fd: int) -> None:
+        """Read and write another file from now on; a thread may still be reading the former."""
+        if self.fd >= 0:
+            self._former_fds.append(self.fd)
+        self.fd = fd
+
+    def leave(self) -> None:
+        super().leave()
+        if self.users == 0:
+            for fd in self._former_fds:
+                os.close(fd)
+            self._former_fds.clear()
 
     @property
     def open_flags(self) -> int:
@@ -130,11 +144,15 @@ class Cache:
             async with file.opening:
                 if file.fd < 0:
                     await self._disk.run(self._open_now, file)
-        except FileNotFoundError:  # someone emptied the cache's folder
+        except FileNotFoundError:
             file.leave()
             if self._files.get(info.id) is file:
                 self._remove(file)
-            return await self.open(info)
+            if not file.present:
+                raise StoreError(
+                    f"the cache {self._folder} is gone: is its disk mounted?"
+                ) from None
+            return await self.open(info)  # someone emptied the cache's folder
         except BaseException:
             file.leave()
             raise
@@ -315,7 +333,11 @@ class Cache:
         measured_at, free = self._free_bytes
         self._free_bytes = (measured_at, free - file.length_of(index))  # until measured anew
         file.info = replace(
-            file.info, mtime_ns=info.mtime_ns, md5=info.md5, version_id=info.version_id
+            file.info,
+            mtime_ns=info.mtime_ns,
+            md5=info.md5,
+            version_id=info.version_id,
+            etag_parts=info.etag_parts,
         )
         self._save_soon(file)
         if file.is_complete and file.info.md5 and not file.is_checked:
@@ -332,11 +354,34 @@ class Cache:
             with file.pinned(range(file.part_count)):
                 found = await self._disk.run(sidecar.md5_of, file.fd, file.info.size)
             if found != file.info.md5:
+                await self.throw_away(file)
+        finally:
+            file.leave()
+
+    async def throw_away(self, file: CachedFile) -> None:
+        """Let a complete file, whose bytes are wrong, begin anew: who has it open fetches again.
+
+        It gets another file on the disk: versions may be links to this one.
+        """
+        old = file.path
+        file.users += 1
+        try:
+            async with file.opening:
+                fresh = self._new_file(file.info)
+                fresh.users += 1
+                await self._disk.run(self._open_now, fresh)
+                if self._files.get(file.info.id) is not file or not file.is_complete:
+                    fresh.leave()  # it was evicted, or thrown away by another, meanwhile
+                    self._remove_files(fresh.path)
+                    return
                 self._wrong += 1
                 log.error("wrong bytes of %s in the cache: thrown away", file.info.id.key)
                 self._drop_parts(file, list(file.present))
-                self._on_wrong_bytes(file.info.id)
-                await self._save(file)
+                file.path = fresh.path
+                file.replace_fd(fresh.fd)
+            self._on_wrong_bytes(file.info.id)
+            await self._save(file)
+            self._remove_files(old)
         finally:
             file.leave()
 

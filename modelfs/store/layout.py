@@ -13,7 +13,10 @@ store/
 import errno
 import os
 import shutil
+import stat
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,6 +100,11 @@ class Layout:
         top = self.quarantine / model.namespace / model.name / version.version
         return top / folder / (kept + suffix)
 
+    def damage(self, version: VersionId) -> Path:
+        """Return the file that says what of a version could not be put right."""
+        model = version.model
+        return self.quarantine / model.namespace / model.name / f".{version.version}.error"
+
     @property
     def verify_lock(self) -> Path:
         """Held (flock) by the one verify that works on the store."""
@@ -118,6 +126,15 @@ class Layout:
             ) from error
         self.check()
 
+    def check_there(self) -> None:
+        """Raise StoreError where the store's disk is gone: nothing is made in its place."""
+        try:
+            os.stat(self.root / "format")
+        except OSError as error:
+            raise StoreError(
+                f"the store {self.root} is not there ({error.strerror}): is its disk mounted?"
+            ) from error
+
     def check(self) -> None:
         """Raise StoreError where no store is there, or one of another format."""
         try:
@@ -137,6 +154,12 @@ class Layout:
             )
 
 
+def close_fd(fd: int) -> None:
+    """Close a descriptor; that its store went away meanwhile is no error, it is closed then."""
+    with suppress(OSError):
+        os.close(fd)
+
+
 def sync_folder(path: Path) -> None:
     """Make the names in a folder durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -146,19 +169,38 @@ def sync_folder(path: Path) -> None:
         os.close(fd)
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """Replace a file by a temporary name, fsync, rename: whole or not at all."""
-    temporary = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}")
+@contextmanager
+def synced(folder: Path) -> Iterator[None]:
+    """Make what the block does to the names in a folder durable.
+
+    The folder is opened before: CephFS lets everyone who looks at a folder that has just been
+    changed wait until the change is in its MDS's journal, up to 5 s where no fsync asks for it.
+    """
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+        yield
+        os.fsync(fd)
+    finally:
+        close_fd(fd)
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Replace a file by a temporary name, fsync, rename: whole or not at all.
+
+    It is open while it is renamed: of a file that was written, closed and then renamed, CephFS
+    tells other nodes nothing for up to 5 s, until its MDS writes its journal unasked.
+    """
+    temporary = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}")
+    with synced(path.parent):
+        try:
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def copy_durably(source: Path, target: Path) -> None:
@@ -170,9 +212,9 @@ def copy_durably(source: Path, target: Path) -> None:
         fd = os.open(temporary, os.O_RDONLY)
         try:
             os.fsync(fd)
+            temporary.replace(target)  # while it is open: see write_durably
         finally:
             os.close(fd)
-        temporary.replace(target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -199,15 +241,33 @@ def remove_tree(path: Path) -> None:
         raise error
 
     for folder, names, _ in os.walk(path):
-        os.chmod(folder, 0o700)
-        for name in names:
-            inner = os.path.join(folder, name)
-            if not os.path.islink(inner):
-                os.chmod(inner, 0o700)
+        for name in ("", *names):
+            _let_change(os.path.join(folder, name))
     shutil.rmtree(path, ignore_errors=False, onerror=lambda f, n, e: make_writable(f, n, e[1]))
 
 
+def _let_change(folder: str) -> None:
+    """Let the names in a folder be changed; what is no folder, or gone, is left alone."""
+    with suppress(FileNotFoundError):
+        mode = os.lstat(folder).st_mode
+        if stat.S_ISDIR(mode) and mode & 0o700 != 0o700:  # each chmod costs CephFS an entry
+            os.chmod(folder, 0o700)
+
+
 def free_bytes(path: Path) -> tuple[int, int]:
-    """Return (free, total) bytes of the disk under `path`, as a plain user may use it."""
+    """Return (free, total) bytes of the disk under `path`, as a plain user may use it.
+
+    Quotas of CephFS on the folders above count too: statfs knows that of the mount's root only.
+    """
     found = os.statvfs(path)
-    return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+    free, total = found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+    for folder in (path, *path.parents):
+        try:
+            quota = int(os.getxattr(folder, "ceph.quota.max_bytes"))
+            if quota:
+                free = min(free, max(0, quota - int(os.getxattr(folder, "ceph.dir.rbytes"))))
+                total = min(total, quota)
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:  # no CephFS (any more)
+                break
+    return free, total

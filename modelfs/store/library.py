@@ -7,42 +7,47 @@ older than `SHELF_AGE_S`.
 """
 
 import logging
-import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Set
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 from cachetools import LRUCache, TTLCache
 
-from modelfs.concurrency import Background, Threads
+from modelfs.concurrency import Background, Threads, side_by_side
 from modelfs.config import NamespaceConfig
-from modelfs.errors import (
-    Busy,
-    InvalidName,
-    ModelfsError,
-    NoData,
-    NoSpace,
-    NotFound,
-    VersionFailed,
-)
+from modelfs.errors import Busy, ModelfsError, NoSpace, NotFound, VersionFailed
 from modelfs.names import ModelId, VersionId, check_alias_name, check_version_name
 from modelfs.registry.registry import Registry
 from modelfs.store import pending, versions
 from modelfs.store.cache import Cache
 from modelfs.store.freeze import Freeze, State
-from modelfs.store.layout import Layout, free_bytes
-from modelfs.store.manifest import Entry, FrozenFolder, Manifest, Provenance, as_tree, from_json
+from modelfs.store.health import StoreHealth
+from modelfs.store.layout import Layout, close_fd, free_bytes
+from modelfs.store.manifest import (
+    Entry,
+    FrozenFolder,
+    Manifest,
+    Provenance,
+    as_tree,
+    from_json,
+    pin,
+)
 from modelfs.store.openfiles import ComingFile, PlainFile, Readable, open_plain
 from modelfs.store.parts import Fetcher, PartFile, read_at
+from modelfs.store.sources import Caller, Sources
 from modelfs.store.staging import Staging
 
 log = logging.getLogger(__name__)
 
 ENTRIES_MAX = 200_000  # manifest entries held in memory over all versions
-SHELF_AGE_S = 1.0
-ORPHANS_INTERVAL_S = 10.0  # how often freezes of nodes that died are looked for
+VIEWS_AT_ONCE = 8  # manifests of one model that are read side by side
+SHELVES_MAX = 10_000  # models of which the store's folder is held in memory
+SHELF_AGE_S = 0.5  # what another node did is seen within this and NAMES_TTL_S of mount/
+ORPHANS_INTERVAL_S = 10.0  # how often freezes of nodes that died, and damage, are looked for
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class VersionView:
     state: State
     done_bytes: int
     error: str | None
+    digest: str | None = None
 
 
 class Library:
@@ -68,6 +74,7 @@ class Library:
         fetcher: Fetcher,
         disk: Threads,
         background: Background,
+        health: StoreHealth,
         *,
         part_size: int,
         provenance: Provenance,
@@ -81,6 +88,7 @@ class Library:
         self._fetcher = fetcher
         self._disk = disk
         self._background = background
+        self._health = health
         self._part_size = part_size
         self._provenance = provenance
         self._namespace_of = namespace_of
@@ -89,24 +97,39 @@ class Library:
         self._views: LRUCache[VersionId, VersionView] = LRUCache(
             ENTRIES_MAX, getsizeof=lambda view: min(ENTRIES_MAX, 1 + len(view.manifest.files))
         )
-        self._shelves: TTLCache[ModelId, versions.ModelShelf] = TTLCache(10_000, SHELF_AGE_S)
+        self._shelves: TTLCache[ModelId, versions.ModelShelf] = TTLCache(SHELVES_MAX, SHELF_AGE_S)
         self._changes = 0
+        self.damaged: dict[VersionId, str] = {}  # as `keep_resuming` last saw it, for status.json
         self.open_files: Counter[VersionId] = Counter()
+        self.sources = Sources(
+            *(layout, registry, staging, disk, background, health),
+            namespace_of=namespace_of,
+            shelf=self.shelf,
+            changed=self._changed,
+        )
 
     # ---------------------------------------------------------------- views
 
     async def namespaces(self) -> set[str]:
         return await self._disk.run(versions.namespaces, self.layout)
 
-    async def models(self, namespace: str) -> set[str]:
-        return await self._disk.run(versions.models, self.layout, namespace)
+    async def models(self, namespace: str, known: Set[str] = frozenset()) -> set[str]:
+        """Return the models of a namespace that the store knows, without asking for `known`."""
+        return await self._disk.run(versions.models, self.layout, namespace, known)
+
+    async def has_namespace(self, namespace: str) -> bool:
+        return await self._disk.run(versions.has_namespace, self.layout, namespace)
+
+    async def has_model(self, model: ModelId) -> bool:
+        """Tell whether the store knows a model."""
+        return not (await self.shelf(model)).is_empty
 
     async def forget_empty(self, namespace: str) -> None:
         """Let a namespace go whose models are gone."""
         await self._disk.run(versions.forget_empty, self.layout, namespace)
 
     async def shelf(self, model: ModelId) -> versions.ModelShelf:
-        """Return the versions and aliases of a model, at most a second old."""
+        """Return the versions and aliases of a model, at most `SHELF_AGE_S` old."""
         found = self._shelves.get(model)
         if found is None:
             changes = self._changes
@@ -124,8 +147,7 @@ class Library:
         shelf = await self.shelf(version.model)
         if version.version in shelf.ready:
             if found is None:
-                manifest = await self._disk.run(versions.read_manifest, self.layout, version)
-                found = _view(manifest, State.READY)
+                found = await self._disk.run(_ready_view, self.layout, version)
                 self._views[version] = found
             return found
         self._views.pop(version, None)
@@ -133,10 +155,10 @@ class Library:
         if freeze is not None and freeze.state is State.DOWNLOADING:
             return VersionView(
                 freeze.manifest,
-                as_tree(freeze.manifest),
+                freeze.folders,
                 freeze.state,
                 freeze.done_bytes,
-                freeze.error,
+                freeze.error or self._health.state.error,
             )
         if version.version not in shelf.pending:
             raise NotFound(f"there is no version {version}")
@@ -147,6 +169,27 @@ class Library:
             if version.version not in (await self.shelf(version.model)).ready:
                 raise
             return await self.view(version)
+
+    async def damage(self, version: VersionId) -> str | None:
+        """Return what `modelfs verify` could not put right of a ready version.
+
+        While the store is away: what was known before.
+        """
+        if self._health.state.error is not None:
+            return self.damaged.get(version)
+        return await self._disk.run(versions.damage, self.layout, version)
+
+    async def views(self, wanted: Iterable[VersionId]) -> dict[VersionId, VersionView]:
+        """Return those versions that are there, as they are now."""
+        found: dict[VersionId, VersionView] = {}
+
+        async def look(version: VersionId) -> None:
+            with suppress(NotFound):
+                found[version] = await self.view(version)
+
+        works = [partial(look, version) for version in wanted]
+        await side_by_side(works, VIEWS_AT_ONCE)
+        return found
 
     async def open(self, version: VersionId, entry: Entry) -> Readable:
         """Open a file of a version: the plain file, or what is coming of it."""
@@ -181,14 +224,13 @@ class Library:
 
     # -------------------------------------------------------------- freezes
 
-    async def freeze(self, version: VersionId, uid: int) -> None:
+    async def freeze(self, version: VersionId, caller: Caller) -> None:
         """Pin the model's listing and begin to bring it; see DESIGN for the order of checks."""
         check_version_name(version.version)
+        await self._disk.run(self._health.check_now)
         await self._disk.run(versions.check_unused, self.layout, version)
-        writing = [s for s in self._staging.below(version.model, "") if s.is_dirty]
-        if writing:
-            raise Busy(f"{writing[0].name} is being written, or waits for its upload")
-        manifest = await self._pin(version, uid)
+        self._check_idle((await self.shelf(version.model)).source or version.model)
+        manifest = await self._pin(version, caller)
         needed = await self._check_space(manifest)
         namespace = self._namespace_of(version.model.namespace)
         await self._disk.run(
@@ -198,34 +240,19 @@ class Library:
         lock_fd = await self._disk.run(pending.claim, self.layout, manifest, needed)
         self._start(manifest, lock_fd)
 
-    async def _pin(self, version: VersionId, uid: int) -> Manifest:
-        listing = await self._registry.list_afresh(version.model)
-        if listing.hidden:
-            key, reason = next(iter(sorted(listing.hidden.items(), key=repr)))
-            raise InvalidName(
-                f"{version.model} has {len(listing.hidden)} hidden keys, as {key!r} ({reason}): "
-                "a version is the whole model or it is not made"
-            )
-        files = tuple(
-            Entry(
-                *(path, i.id.key, i.id.etag, i.size, i.modified_ns),
-                md5=i.md5,
-                version_id=i.version_id,
-            )
-            for path, i in sorted(listing.walk())
-        )
-        if not files:
-            raise NoData(f"{version.model} has no file in main/")
-        return Manifest(
-            version.model.namespace,
-            version.model.name,
-            version.version,
-            self._provenance,
+    async def _pin(self, version: VersionId, caller: Caller) -> Manifest:
+        origin, listing = await self.sources.list_afresh(version.model, caller)
+        self._check_idle(origin)
+        return pin(
+            *(version, origin, listing, self._provenance),
             pinned_ns=time.time_ns(),
-            uid=uid,
-            folders=tuple(sorted(path for path in listing.folders if path)),
-            files=files,
+            uid=caller.uid,
         )
+
+    def _check_idle(self, model: ModelId) -> None:
+        writing = [s for s in self._staging.below(model, "") if s.is_dirty]
+        if writing:
+            raise Busy(f"{writing[0].name} is being written, or waits for its upload")
 
     async def _check_space(self, manifest: Manifest) -> int:
         """Return how many bytes must be fetched; raises NoSpace where they do not fit.
@@ -257,6 +284,7 @@ class Library:
             cache=self._cache,
             disk=self._disk,
             part_size=self._part_size,
+            namespace=self._namespace_of(manifest.namespace),
         )
         self._freezes[manifest.id] = freeze
         self._changed(manifest.id.model)
@@ -269,8 +297,9 @@ class Library:
             log.exception("the freeze of %s ended by a bug", freeze.manifest.id)
             await freeze.fail("a bug of modelfs: see the log")
         self._changed(freeze.manifest.id.model)
-        if freeze.state is State.READY:
+        if freeze.state is State.READY or not freeze.is_ours:
             self._freezes.pop(freeze.manifest.id, None)
+        if freeze.state is State.READY:
             self._on_served(freeze.manifest.id)  # `latest` points at it
 
     async def resume(self) -> None:
@@ -287,33 +316,47 @@ class Library:
                 is_ready = await self._disk.run(self.layout.version(version).is_dir)
             except ModelfsError as error:
                 log.error("%s", error)
-                os.close(lock_fd)
+                close_fd(lock_fd)
                 continue
             if is_ready:
-                await self._disk.run(versions.finish_publish, self.layout, version)
+                namespace = self._namespace_of(version.model.namespace)
+                await self._disk.run(versions.finish_publish, self.layout, version, namespace)
             if is_ready or view.state is State.FAILED:
-                os.close(lock_fd)
+                close_fd(lock_fd)
             else:
                 log.info("going on with the freeze of %s", version)
                 self._start(view.manifest, lock_fd)
 
     async def keep_resuming(self) -> None:
-        """Look for freezes of nodes that died; runs for ever."""
+        """Look for freezes of nodes that died, and for damage that was found; runs for ever."""
         is_swept = False
         while True:
             try:
-                if not is_swept:
-                    await self._disk.run(versions.sweep_all, self.layout)
-                    is_swept = True
+                self._health.check()
+                self.damaged = await self._disk.run(versions.damaged, self.layout)
                 await self.resume()
+                if not is_swept:
+                    await self._sweep_all()
+                    is_swept = True
             except (ModelfsError, OSError) as error:
-                log.warning("pending freezes cannot be looked at: %s", error)
+                level = logging.DEBUG if self._health.state.error else logging.WARNING
+                log.log(level, "pending freezes cannot be looked at: %s", error)
             await trio.sleep(ORPHANS_INTERVAL_S)
+
+    async def _sweep_all(self) -> None:
+        """Remove what earlier daemons had begun to remove, and claims that were not finished.
+
+        A model at a time: the end of the daemon waits for no more than one.
+        """
+        for model in await self._disk.run(versions.all_models, self.layout):
+            await self._disk.run(versions.sweep, self.layout, model)
+            await self._disk.run(versions.sweep_claims, self.layout, model)
 
     async def remove(self, version: VersionId) -> None:
         """Delete a version whole, or give up a freeze; raises Busy, NotFound."""
         if self.open_files[version]:
             raise Busy(f"{version} has {self.open_files[version]} open files on this mount")
+        await self._disk.run(self._health.check_now)
         shelf = await self._disk.run(versions.shelf, self.layout, version.model)
         if version.version in shelf.ready:
             # What a freeze that was cut off at its very end left would bring it back.
@@ -340,7 +383,7 @@ class Library:
             try:
                 await self._disk.run(versions.discard_pending, self.layout, version)
             finally:
-                os.close(lock_fd)
+                close_fd(lock_fd)
         else:
             raise NotFound(f"there is no version {version}")
         self._changed(version.model)
@@ -349,18 +392,27 @@ class Library:
 
     async def make_alias(self, model: ModelId, alias: str, target: str, uid: int) -> None:
         check_alias_name(alias)
+        await self._disk.run(self._health.check_now)
         await self._disk.run(versions.make_alias, self.layout, model, alias, target, uid)
         self._changed(model)
         self._on_served(VersionId(model, target.removesuffix("/")))
 
-    async def announce_served(self) -> None:
-        """Name every version that an alias points at: servers read those."""
-        for version in await self._disk.run(versions.served, self.layout):
-            self._on_served(version)
+    async def announce_served(self, announce: Callable[[VersionId], None]) -> None:
+        """Name every version that an alias points at, those first that a person pointed at."""
+        newest = []
+        for model in await self._disk.run(versions.all_models, self.layout):
+            shelf = await self.shelf(model)
+            for name in shelf.chosen:
+                announce(VersionId(model, name))
+            if shelf.latest is not None:
+                newest.append(VersionId(model, shelf.latest))
+        for version in newest:
+            announce(version)
 
     async def rename_alias(self, model: ModelId, old: str, new: str, uid: int) -> None:
         check_alias_name(old)
         check_alias_name(new)
+        await self._disk.run(self._health.check_now)
         await self._disk.run(versions.rename_alias, self.layout, model, old, new, uid)
         self._changed(model)
         if (target := (await self.shelf(model)).aliases.get(new)) is not None:
@@ -368,6 +420,7 @@ class Library:
 
     async def remove_alias(self, model: ModelId, alias: str, uid: int) -> None:
         check_alias_name(alias)
+        await self._disk.run(self._health.check_now)
         await self._disk.run(versions.remove_alias, self.layout, model, alias, uid)
         self._changed(model)
 
@@ -392,7 +445,11 @@ class Library:
 
 def _view(manifest: Manifest, state: State, error: str | None = None) -> VersionView:
     done = manifest.size if state is State.READY else 0
-    return VersionView(manifest, as_tree(manifest), state, done, error)
+    return VersionView(manifest, as_tree(manifest), state, done, error, manifest.digest)
+
+
+def _ready_view(layout: Layout, version: VersionId) -> VersionView:
+    return _view(versions.read_manifest(layout, version), State.READY)
 
 
 def _pending_view(layout: Layout, version: VersionId) -> VersionView:
@@ -410,8 +467,7 @@ def _pending_view(layout: Layout, version: VersionId) -> VersionView:
 
 def _pending_versions(layout: Layout) -> list[VersionId]:
     found = []
-    for path in layout.pending_root.glob("*/*/*/manifest.json"):
-        if not path.parent.name.startswith("."):
-            namespace, model, version = path.parts[-4:-1]
-            found.append(VersionId(ModelId(namespace, model), version))
+    for path in layout.pending_root.glob("*/*/[!.]*/manifest.json"):
+        namespace, model, version = path.parts[-4:-1]
+        found.append(VersionId(ModelId(namespace, model), version))
     return found

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from modelfs.errors import StoreError
+from modelfs.errors import InvalidName, NoData, StoreError
 from modelfs.names import ModelId, VersionId
+from modelfs.registry.listing import Listing
 from modelfs.registry.objects import ObjectId, ObjectInfo
 
 FORMAT = 1
@@ -24,7 +25,9 @@ class Entry:
     """A file of a version: `path` below the version's folder, and where it came from.
 
     `modified_ns` is the registry's time of it, `mtime_ns` its recorded one. `sha256` is
-    None until the bytes are here and checked.
+    None until the bytes are here and checked. `checksum` is the algorithm of a checksum that
+    the registry listed; `confirmed` is by what the bytes were seen to be the registry's:
+    md5, multipart (the parts' ETag), sha256, sha1, crc32; None where nothing could tell.
     """
 
     path: str
@@ -36,6 +39,8 @@ class Entry:
     md5: str | None = None
     version_id: str | None = None
     sha256: str | None = None
+    checksum: str | None = None
+    confirmed: str | None = None
 
     @property
     def time_ns(self) -> int:
@@ -51,6 +56,7 @@ class Entry:
             self.mtime_ns,
             self.md5,
             self.version_id,
+            checksum=self.checksum,
         )
 
 
@@ -71,7 +77,7 @@ class Manifest:
     """A version: its files, its folders (below it, '' excluded), its provenance.
 
     `pinned_ns` is when the model was listed, `ready_ns` when all of it was here; `uid`
-    is who froze it.
+    is who froze it. `source` is the model (NS/MODEL) whose main/ it is, where that is another one.
     """
 
     namespace: str
@@ -83,6 +89,7 @@ class Manifest:
     folders: tuple[str, ...]
     files: tuple[Entry, ...]
     ready_ns: int | None = None
+    source: str | None = None
 
     @property
     def id(self) -> VersionId:
@@ -108,6 +115,8 @@ class Manifest:
     def to_json(self) -> bytes:
         """Return the canonical JSON."""
         content: dict[str, Any] = asdict(self)
+        if self.source is None:
+            del content["source"]  # as it was before there were sources
         content["format"] = FORMAT
         content["digest"] = self.digest
         return canonical(content)
@@ -119,6 +128,49 @@ class Manifest:
             for entry in self.files
             if entry.sha256 is not None
         ).encode()
+
+
+def pin(
+    version: VersionId,
+    origin: ModelId,
+    listing: Listing,
+    provenance: Provenance,
+    *,
+    pinned_ns: int,
+    uid: int,
+) -> Manifest:
+    """Return the manifest of a version that is made of the listing of `origin`'s main/.
+
+    Raises InvalidName where a key is hidden, NoData where there is no file.
+    """
+    if listing.hidden:
+        key, reason = next(iter(sorted(listing.hidden.items(), key=repr)))
+        raise InvalidName(
+            f"{origin} has {len(listing.hidden)} hidden keys, as {key!r} ({reason}): "
+            "a version is the whole model or it is not made"
+        )
+    files = tuple(
+        Entry(
+            *(path, i.id.key, i.id.etag, i.size, i.modified_ns),
+            md5=i.md5,
+            version_id=i.version_id,
+            checksum=i.checksum,
+        )
+        for path, i in sorted(listing.walk())
+    )
+    if not files:
+        raise NoData(f"{origin} has no file in main/")
+    return Manifest(
+        version.model.namespace,
+        version.model.name,
+        version.version,
+        provenance,
+        pinned_ns=pinned_ns,
+        uid=uid,
+        folders=tuple(sorted(path for path in listing.folders if path)),
+        files=files,
+        source=None if origin == version.model else str(origin),
+    )
 
 
 def _checksum_line(digest: str, path: str) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 from modelfs.errors import VersionFailed
 from modelfs.names import VersionId
 from modelfs.store.freeze import Freeze, State
+from modelfs.store.layout import close_fd
 from modelfs.store.parts import PartFile
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class PlainFile:
         return await self._library.read_plain(self._fd, offset, size) if size > 0 else b""
 
     def close(self) -> None:
-        os.close(self._fd)
+        close_fd(self._fd)
         self._library.closed(self._version)
 
 

@@ -23,6 +23,7 @@ from modelfs.concurrency import Background, Progress, Threads, wait_while_moving
 from modelfs.errors import ModelfsError, StoreError
 from modelfs.registry.objects import ObjectInfo
 from modelfs.registry.registry import Registry
+from modelfs.store.layout import close_fd
 
 
 class Urgency(IntEnum):
@@ -68,6 +69,7 @@ class PartFile:
         self.info = info
         self.part_size = part_size
         self.owner = owner
+        self.opening = trio.Lock()
         self.fd = -1
         self.users = 0
         self.present: dict[int, None] = {}
@@ -129,7 +131,7 @@ class PartFile:
             if os.fstat(fd).st_size != self.info.size:
                 os.ftruncate(fd, self.info.size)
         except BaseException:
-            os.close(fd)
+            close_fd(fd)
             raise
         self.fd = fd
 
@@ -137,7 +139,7 @@ class PartFile:
         """One user less; the last one closes the file."""
         self.users -= 1
         if self.users == 0 and self.fd >= 0:
-            os.close(self.fd)
+            close_fd(self.fd)
             self.fd = -1
 
 

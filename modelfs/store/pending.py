@@ -5,20 +5,21 @@ freeze.py draws the folder. Nothing here is remembered between calls.
 
 import errno
 import fcntl
-import hashlib
 import logging
 import os
-import shutil
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from modelfs.config import NamespaceConfig
 from modelfs.errors import AlreadyExists, ModelfsError
-from modelfs.names import VersionId
+from modelfs.names import VersionId, parse_model
 from modelfs.registry.objects import ObjectId
 from modelfs.store import versions
-from modelfs.store.layout import Layout, copy_durably, sync_folder, write_durably
+from modelfs.store.confirming import Expected, Hashes, Hashing
+from modelfs.store.layout import Layout, close_fd, copy_durably, sync_folder, synced, write_durably
 from modelfs.store.manifest import Entry, Manifest, folders_of
 
 log = logging.getLogger(__name__)
@@ -36,28 +37,36 @@ def claim(layout: Layout, manifest: Manifest, needed_bytes: int) -> int:
     """
     version = manifest.id
     pending = layout.pending(version)
-    pending.parent.mkdir(parents=True, exist_ok=True)
-    made = pending.with_name(f".made-{uuid.uuid4().hex}")
-    made.mkdir()
+    made = _make_claim(pending.parent)
     lock_fd = os.open(made / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         (made / "needed").write_text(str(needed_bytes))
         write_durably(made / "manifest.json", manifest.to_json())
         versions.check_unused(layout, version)
-        try:
-            made.rename(pending)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-            raise AlreadyExists(f"{version} exists") from None
-        sync_folder(pending.parent)
+        with synced(pending.parent):
+            try:
+                made.rename(pending)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                raise AlreadyExists(f"{version} exists") from None
         _check_still_unused(layout, version)
     except BaseException:
-        os.close(lock_fd)
+        close_fd(lock_fd)
         _remove_claim(made)
         raise
     return lock_fd
+
+
+def _make_claim(model: Path) -> Path:
+    """Make a new folder in a model's, which goes when its last freeze is over: perhaps just now."""
+    while True:
+        model.mkdir(parents=True, exist_ok=True)
+        made = model / f".made-{uuid.uuid4().hex}"
+        with suppress(FileNotFoundError):
+            made.mkdir()
+            return made
 
 
 def _check_still_unused(layout: Layout, version: VersionId) -> None:
@@ -71,23 +80,78 @@ def _remove_claim(folder: Path) -> None:
     for name in ("manifest.json", "needed", "lock"):
         (folder / name).unlink(missing_ok=True)
     if folder.exists():
-        folder.rmdir()
+        with synced(folder.parent):
+            folder.rmdir()
 
 
 def reserved_bytes(layout: Layout) -> int:
     """Return how many bytes the freezes under way, on all nodes, have yet to write."""
     reserved = 0
-    for path in layout.pending_root.glob("*/*/*/needed"):
+    for path in layout.pending_root.glob("*/*/[!.]*/needed"):
         folder = path.parent
-        if folder.name.startswith(".") or (folder / "failed").exists():
+        if (folder / "failed").exists():
             continue
         try:
-            found = [os.stat(os.path.join(w, n)) for w, _, names in os.walk(folder) for n in names]
-            here = sum(file.st_blocks * 512 for file in found if file.st_nlink == 1)
-            reserved += max(0, int(path.read_text()) - here)
+            reserved += max(0, int(path.read_text()) - _written_bytes(folder))
         except (OSError, ValueError):
             continue  # it ended just now
     return reserved
+
+
+def _written_bytes(folder: Path) -> int:
+    """Return how many bytes a freeze has written: a sparse file's blocks do not tell on CephFS."""
+    files = folder / "files"
+    found = [os.stat(os.path.join(w, name)) for w, _, names in os.walk(files) for name in names]
+    coming = sum(durable_bytes(path) for path in (folder / "partial").glob("[0-9]*[0-9]"))
+    return coming + sum(file.st_size for file in found if file.st_nlink == 1)
+
+
+def open_coming(path: Path, open_now: Callable[[], None]) -> int:
+    """Open (and make) the file in which parts arrive; return how many bytes it holds durably."""
+    path.parent.mkdir(exist_ok=True)  # a reader may be faster than the freeze
+    open_now()
+    return durable_bytes(path)
+
+
+def record_durable(path: Path, fd: int, count: int) -> None:
+    """Make the first `count` bytes of a coming file outlive a crash, and say so beside it."""
+    os.fdatasync(fd)
+    write_durably(_mark(path), b"%d" % count)
+
+
+def durable_bytes(path: Path) -> int:
+    """Return how many bytes at the beginning of a coming file outlive a crash."""
+    try:
+        return int(_mark(path).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return 0
+
+
+def forget_durable(path: Path) -> None:
+    """Believe nothing of a coming file any more: its bytes were wrong."""
+    _mark(path).unlink(missing_ok=True)
+
+
+def _mark(path: Path) -> Path:
+    return path.with_suffix(".durable")
+
+
+def hold(layout: Layout, version: VersionId, lock_fd: int) -> int | None:
+    """Return the lock file of a freeze that goes on: `lock_fd`, or another where that is lost.
+
+    A store that was gone for a while has forgotten its locks. None where another node works
+    on the freeze now, or has ended it: `lock_fd` is closed then. Raises StoreError where the
+    store is still gone.
+    """
+    layout.check_there()
+    try:
+        if _is_lock_of(lock_fd, layout.pending(version)):
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # no change where it is held
+            return lock_fd
+    except OSError as error:
+        log.warning("the lock of the freeze of %s is lost: %s", version, error.strerror)
+    close_fd(lock_fd)
+    return take_over(layout, version)
 
 
 def take_over(layout: Layout, version: VersionId) -> int | None:
@@ -99,12 +163,11 @@ def take_over(layout: Layout, version: VersionId) -> int | None:
     try:
         fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        os.close(lock_fd)
+        close_fd(lock_fd)
         return None
     if not _is_lock_of(lock_fd, layout.pending(version)):  # it ended just now
-        os.close(lock_fd)
+        close_fd(lock_fd)
         return None
-    shutil.rmtree(layout.pending(version) / "partial", ignore_errors=True)  # parts unknown
     return lock_fd
 
 
@@ -134,21 +197,29 @@ def finished(files: Path, entries: Iterable[Entry]) -> list[Entry]:
         except FileNotFoundError:
             continue
         if found.st_size == entry.size:
-            sha256 = _recorded_sha256(path) or hashes(path, False)[0]
-            done.append(replace(entry, mtime_ns=found.st_mtime_ns, sha256=sha256))
+            sha256 = _recorded(path, "sha256") or hashes(path).sha256
+            confirmed = _recorded(path, "confirmed")
+            done.append(
+                replace(entry, mtime_ns=found.st_mtime_ns, sha256=sha256, confirmed=confirmed)
+            )
         else:
             path.unlink()
     return done
 
 
 def unchanged_files(layout: Layout, manifest: Manifest) -> Mapping[ObjectId, tuple[Entry, Path]]:
-    """Return the files of ready versions of this model that hold objects of the manifest.
+    """Return the files of ready versions that hold objects of the manifest.
 
-    The newest versions are asked first, and no more than are needed.
+    The versions are this model's, then its source's; the newest first, and no more than are
+    needed.
     """
+    models = [manifest.id.model]
+    if manifest.source is not None:
+        models.append(parse_model(manifest.source))
+    earlier_versions = (v for model in models for v in versions.newest_first(layout, model))
     wanted = {entry.object.id: entry for entry in manifest.files}
     found: dict[ObjectId, tuple[Entry, Path]] = {}
-    for version in versions.newest_first(layout, manifest.id.model):
+    for version in earlier_versions:
         if len(found) == len(wanted):
             break
         try:
@@ -179,22 +250,19 @@ def link_or_copy(source: Path, target: Path) -> None:
         copy_durably(source, target)
 
 
-def hashes(path: Path, with_md5: bool) -> tuple[str, str | None]:
-    sha256 = hashlib.sha256()
-    md5 = hashlib.md5(usedforsecurity=False) if with_md5 else None
-    buffer = bytearray(HASH_BYTES)
+def hashes(path: Path, expected: Expected | None = None) -> Hashes:
+    """Return the SHA-256 of a file, and what is to be compared with what is expected of it."""
+    hashing = Hashing(expected)
     with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            data = memoryview(buffer)[:count]
-            sha256.update(data)
-            if md5 is not None:
-                md5.update(data)
-    return sha256.hexdigest(), md5.hexdigest() if md5 is not None else None
+        buffer = bytearray(min(HASH_BYTES, os.fstat(file.fileno()).st_size))
+        while buffer and (count := file.readinto(buffer)):
+            hashing.update(memoryview(buffer)[:count])
+    return hashing.hashes()
 
 
-def _recorded_sha256(path: Path) -> str | None:
+def _recorded(path: Path, name: str) -> str | None:
     try:
-        return os.getxattr(path, "user.modelfs.sha256").decode()
+        return os.getxattr(path, f"user.modelfs.{name}").decode()
     except OSError:
         return None
 
@@ -211,30 +279,38 @@ def set_attribute(path: Path, name: str, value: str) -> None:
 def seal_file(path: Path, entry: Entry) -> None:
     """Give a checked file its times, attribute and mode, and make it durable."""
     set_attribute(path, "sha256", entry.sha256 or "")
+    if entry.confirmed is not None:
+        set_attribute(path, "confirmed", entry.confirmed)
     os.utime(path, ns=(entry.time_ns, entry.time_ns))
     os.chmod(path, 0o444)
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:
-        os.close(fd)
+        close_fd(fd)
 
 
 def put_in_place(source: Path, target: Path, entry: Entry, is_linked: bool) -> None:
-    """Seal a checked file, then give it its name."""
-    seal_file(source, entry)
-    if is_linked:
-        link_or_copy(source, target)
-    else:
-        source.rename(target)
+    """Seal a checked file, then give it its name; while it is open: see write_durably."""
+    fd = os.open(source, os.O_RDONLY)
+    try:
+        seal_file(source, entry)
+        if is_linked:
+            link_or_copy(source, target)
+        else:
+            source.rename(target)
+    finally:
+        close_fd(fd)
 
 
-def seal_folders(files: Path, manifest: Manifest) -> None:
-    """Make the folders durable and read-only, the version's own last."""
+def seal_folders(
+    files: Path, manifest: Manifest, namespace: NamespaceConfig = versions.THE_DAEMONS
+) -> None:
+    """Make the folders durable and read-only; the version's own one when it is published."""
     set_attribute(files, "state", "ready")
     set_attribute(files, "digest", manifest.digest or "")
     set_attribute(files, "progress", f"{manifest.size}/{manifest.size}")
     for folder, _, _ in os.walk(files, topdown=False):
-        sync_folder(Path(folder))
         if Path(folder) != files:
-            os.chmod(folder, 0o555)
+            versions.seal_folder(Path(folder), namespace)
+    sync_folder(files)

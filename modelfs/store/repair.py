@@ -5,7 +5,8 @@ the state that the manifest names (key and ETag) and hashed before they get thei
 reader finds the old file or the right one. Nothing is deleted. Blocking.
 
 On disk: `pending/NS/MODEL/.verify-*` is a file that comes, swept when verify starts;
-`quarantine/NS/MODEL/VERSION/PATH.TIME` is what was found to be wrong.
+`quarantine/NS/MODEL/VERSION/PATH.TIME` is what was found to be wrong, `.VERSION.error` beside
+it says what could not be put right.
 """
 
 import errno
@@ -20,7 +21,13 @@ from pathlib import Path
 from modelfs.errors import NotFound, RegistryUnavailable, Stale, WrongBytes
 from modelfs.names import ModelId, VersionId
 from modelfs.registry.objects import ObjectInfo, ObjectStore
-from modelfs.store.layout import Layout, copy_durably, move_durably, sync_folder
+from modelfs.store.layout import (
+    Layout,
+    copy_durably,
+    move_durably,
+    sync_folder,
+    write_durably,
+)
 from modelfs.store.manifest import Entry
 from modelfs.store.pending import link_or_copy, seal_file, set_attribute
 from modelfs.store.rereading import Pace, sha256_of
@@ -170,9 +177,12 @@ class Repairer:
     def make_folder(self, version: VersionId, path: str) -> None:
         """Make a folder that is missing; the one above it is there."""
         folder = self._layout.version(version) / path
+        above = folder.parent.stat()  # all folders of a version have its namespace's owner and mode
         with writable(folder.parent):
             folder.mkdir()
-            folder.chmod(0o555)
+            with suppress(PermissionError):
+                os.chown(folder, above.st_uid, above.st_gid)
+            folder.chmod(stat.S_IMODE(above.st_mode))
             sync_folder(folder.parent)
 
     def remove_folder(self, version: VersionId, path: str) -> None:
@@ -182,12 +192,23 @@ class Repairer:
             folder.rmdir()
 
     def note(self, version: VersionId, reason: str | None) -> None:
-        """Let the version's folder say what is wrong with it (`user.modelfs.error`)."""
-        folder = self._layout.version(version)
+        """Remember what is wrong with a version, or that nothing is.
+
+        A file in quarantine tells daemons, which name it in status.json; the attribute
+        `user.modelfs.error` of the plain folder tells who has that alone.
+        """
+        folder, mark = self._layout.version(version), self._layout.damage(version)
         if reason is not None:
-            with writable(folder):
-                set_attribute(folder, "error", reason[:ERROR_MAX])
-        elif _has_error(folder):
+            reason = reason[:ERROR_MAX]
+            self._layout.quarantine.mkdir(mode=0o700, exist_ok=True)
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            write_durably(mark, reason.encode(errors="replace"))
+            if folder.is_dir():
+                with writable(folder):
+                    set_attribute(folder, "error", reason)
+            return
+        mark.unlink(missing_ok=True)
+        if _has_error(folder):
             with writable(folder):
                 os.removexattr(folder, "user.modelfs.error")
 

@@ -73,6 +73,7 @@ class Sidecar:
             "modified_ns": self.info.modified_ns,
             "mtime_ns": self.info.mtime_ns,
             "md5": self.info.md5,
+            "etag_parts": self.info.etag_parts,
             "part_size": self.part_size,
             "parts": "all" if self.parts is None else self.parts,
         }
@@ -86,6 +87,7 @@ def _read(sidecar: Path) -> tuple[Sidecar, bool]:
         content["modified_ns"],
         content["mtime_ns"],
         content["md5"],
+        etag_parts=content.get("etag_parts"),
     )
     path = sidecar.parent.parent / content["file"]
     parts = None if content["parts"] == "all" else content["parts"]

@@ -18,7 +18,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -31,7 +31,7 @@ from modelfs.errors import InvalidName, StoreError
 from modelfs.names import ModelId, parse_model
 from modelfs.registry.objects import ObjectInfo
 from modelfs.store.etags import expected_etag
-from modelfs.store.layout import write_durably
+from modelfs.store.layout import close_fd, write_durably
 from modelfs.store.parts import PartFile, read_at
 
 log = logging.getLogger(__name__)
@@ -53,10 +53,10 @@ class StagedFile:
     """A file that is written here and not, or not yet, what the registry has.
 
     `base` is the object that it replaces, None where there is none. `generation` counts
-    the changes; the registry has that of `uploaded_generation`, and that of
-    `tried_generation` was sent. `is_recovered` tells that nobody knows whether what was sent
-    has arrived; `sent_etags` are what it may show there then. `lock` is held while the
-    file is uploaded, renamed or settled.
+    the changes; the registry has that of `uploaded_generation`, the disk durably that of
+    `synced_generation`, and that of `tried_generation` was sent. `is_recovered` tells that
+    nobody knows whether what was sent has arrived; `sent_etags` are what it may show there
+    then. `lock` is held while the file is uploaded, renamed or settled.
 
     INVARIANT: `fd` is open until the file is settled or discarded.
     """
@@ -73,6 +73,7 @@ class StagedFile:
         self.users = 0
         self.generation = 1
         self.uploaded_generation = 0
+        self.synced_generation = 0
         self.is_written = False  # since it was opened with O_TRUNC
         self.is_recovered = False
         self.tried_generation = 0
@@ -134,8 +135,10 @@ class Staging:
         *,
         local_only: tuple[str, ...] = (),
         max_bytes: int | None = None,
+        check_store: Callable[[], None] = lambda: None,
     ) -> None:
         self._folder = folder
+        self._check_store = check_store
         self._disk = disk
         self._local_only = local_only
         self._max_bytes = max_bytes
@@ -202,9 +205,23 @@ class Staging:
         """Return a new staged file with the first `size` bytes of `source`, shown at its path."""
         staged = StagedFile(self._folder / uuid.uuid4().hex, model, name, base)
         staged.size = size
-        await self._disk.run(_create_now, staged, source.fd if source else -1)
+        await self._disk.run(self._create_checked, staged, source.fd if source else -1)
         self._shown[model, name] = staged
         return staged
+
+    def _create_checked(self, staged: StagedFile, source: int) -> None:
+        self._check_store()
+        _create_now(staged, source)
+
+    async def revive(self, staged: StagedFile) -> None:
+        """Open a staged file anew: its store was away, and old descriptors stay dead.
+
+        Raises StoreError where bytes may be missing: not all were durable.
+        """
+        if staged.synced_generation != staged.generation:
+            staged.failure = OSError(errno.EIO, "the store went away before it had all bytes")
+            raise StoreError(f"the staged file {staged.path}: {staged.failure.strerror}")
+        await self._disk.run(_reopen_now, staged)
 
     async def read(self, staged: StagedFile, offset: int, size: int) -> bytes | bytearray:
         size = min(size, staged.size - offset)
@@ -253,8 +270,11 @@ class Staging:
     async def promise(self, staged: StagedFile, promise: Promise, *, durable: bool) -> None:
         """Write down what was promised; `durable` also makes the bytes outlive a power cut."""
         staged.promise = promise
+        generation = staged.generation
         async with staged.recording:
             await self._disk.run(_record_now, staged, durable)
+        if durable:
+            staged.synced_generation = generation
 
     def move(self, staged: StagedFile, model: ModelId, name: str) -> None:
         """Show a staged file at another path; what was shown there must be discarded."""
@@ -320,6 +340,14 @@ class Staging:
         return waiting
 
 
+def _reopen_now(staged: StagedFile) -> None:
+    opened = os.open(staged.path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.dup2(opened, staged.fd, inheritable=False)  # who has it open goes on with it
+    finally:
+        os.close(opened)
+
+
 def _sidecar(path: Path) -> Path:
     return path.with_suffix(".json")
 
@@ -350,7 +378,7 @@ def _record_now(staged: StagedFile, durable: bool) -> None:
 
 def _remove_now(path: Path, fd: int, with_bytes: bool) -> None:
     if fd >= 0:
-        os.close(fd)
+        close_fd(fd)
     if with_bytes:
         path.unlink(missing_ok=True)
     _sidecar(path).unlink(missing_ok=True)

@@ -119,7 +119,7 @@ class Verifier:
         self._repairer = repairer
         self._hashes: dict[Inode, str] = {}
         self._wrong: set[Inode] = set()
-        self._copies: dict[ModelId, _Copies] = {}
+        self._copies: _Copies | None = None
         self._findings: list[Finding] = []
         self._files = 0
         self._read_bytes = 0
@@ -134,9 +134,8 @@ class Verifier:
         for version in wanted:
             self._verify(version, self._suspects)
         if self._wrong:
-            for model in models:
-                for version in set(versions_of(self._layout, model)) - set(wanted):
-                    self._verify(version, self._shared)
+            for version in set(all_versions(self._layout)) - set(wanted):  # of local models, too
+                self._verify(version, self._shared)
             if self._repairer is not None:
                 self._repairer.forget_cached(self._wrong)
         return Summary(len(wanted), self._files, self._read_bytes, tuple(self._findings))
@@ -162,11 +161,14 @@ class Verifier:
         except NotFound:
             return  # it was deleted meanwhile
         except StoreError as error:
-            self._note(Finding(version, "", Problem.MANIFEST, str(error), error="nothing was read"))
+            why = "nothing was read"
+            found = [self._note(Finding(version, "", Problem.MANIFEST, str(error), error=why))]
+            self._remember(version, found)
             return
         if _is_lost(self._layout, version):
             why = "modelfs rm it, then freeze what it was under a new name"
-            self._note(Finding(version, "", Problem.VERSION, "", error=why))
+            found = [self._note(Finding(version, "", Problem.VERSION, "", error=why))]
+            self._remember(version, found)
             return
         try:
             found = [finding for s in look(manifest) if (finding := self._settle(version, s))]
@@ -174,11 +176,18 @@ class Verifier:
             if self._layout.version(version).is_dir():
                 raise
             return
-        if self._repairer is not None and (found or look == self._suspects):
-            errors = [f"{f.path}: {f.problem}: {f.error}" for f in found if not f.is_repaired]
-            more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-            with suppress(OSError):  # whoever may not write it was told of each file
-                self._repairer.note(version, errors[0] + more if errors else None)
+        if look == self._suspects or not all(finding.is_repaired for finding in found):
+            self._remember(version, found)
+
+    def _remember(self, version: VersionId, found: Iterable[Finding]) -> None:
+        """Let the store tell what of a version could not be put right, or that all is right."""
+        if self._repairer is None:
+            return
+        places = ((f"{f.path}: " if f.path else "", f) for f in found if not f.is_repaired)
+        errors = [f"{place}{f.problem}: {f.error}" for place, f in places]
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        with suppress(OSError):  # whoever may not write it was told of each file
+            self._repairer.note(version, errors[0] + more if errors else None)
 
     def _manifest(self, version: VersionId) -> Manifest:
         """Return a manifest that agrees with its own digest: a wrong one condemns good files."""
@@ -289,28 +298,27 @@ class Verifier:
         elif suspect.problem is Problem.DENIED:
             raise StoreError("run it as the user of the daemon")
         else:
-            owner, twin = self._twin(version.model, entry)
+            owner, twin = self._twin(entry)
             quarantined = repairer.replace(version, entry, twin)
             found = (self._layout.version(version) / path).lstat()
             self._hashes[found.st_dev, found.st_ino] = entry.sha256 or ""
             return quarantined, owner
         return None, "here"
 
-    def _twin(self, model: ModelId, entry: Entry) -> tuple[str, Path | None]:
+    def _twin(self, entry: Entry) -> tuple[str, Path | None]:
         """Return whose good copy of a file there is, and the copy; else the registry."""
-        if model not in self._copies:
-            self._copies[model] = self._index(model)
-        for version, other in self._copies[model].get((entry.object.id, entry.sha256), ()):
+        if self._copies is None:
+            self._copies = self._index()
+        for version, other in self._copies.get((entry.object.id, entry.sha256), ()):
             path = self._layout.version(version) / other.path
             if self._check(path, other) is None:
                 return str(version), path
         return "registry", None
 
-    def _index(self, model: ModelId) -> _Copies:
-        """Return which files of a model's versions should have the same bytes."""
+    def _index(self) -> _Copies:
+        """Return which files should have the same bytes: versions and local models share them."""
         found: _Copies = {}
-        for name in sorted(versions.shelf(self._layout, model).ready):
-            version = VersionId(model, name)
+        for version in all_versions(self._layout):
             with suppress(ModelfsError):
                 for entry in self._manifest(version).files:
                     found.setdefault((entry.object.id, entry.sha256), []).append((version, entry))

@@ -5,21 +5,31 @@ and vanish by rename alone, and an exclusive create or rename decides between tw
 """
 
 import errno
+import fcntl
 import json
 import logging
 import os
+import re
 import shutil
 import stat
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Set
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from modelfs.config import NamespaceConfig
 from modelfs.errors import AlreadyExists, Busy, InvalidName, NotFound
-from modelfs.names import LATEST, ModelId, VersionId, is_version_name
-from modelfs.store.layout import Layout, copy_durably, remove_tree, sync_folder, write_durably
+from modelfs.names import LATEST, MAIN, ModelId, VersionId, is_plain_name, is_version_name
+from modelfs.store.layout import (
+    Layout,
+    copy_durably,
+    remove_tree,
+    sync_folder,
+    synced,
+    write_durably,
+)
 from modelfs.store.manifest import Manifest, from_json
 
 log = logging.getLogger(__name__)
@@ -27,29 +37,77 @@ log = logging.getLogger(__name__)
 CLAIM_MAX_S = 3600.0  # a claim is made within seconds
 ALIAS_LOG_MAX = 10 << 20  # bytes; the older half is dropped when it is longer
 
+# The names under which `ln -sfn` of coreutils, and `modelfs alias`, make a link before they
+# rename it to the alias.
+_PASSING = re.compile(r"Cu[A-Za-z0-9]{6}|tmp-[0-9a-f]{12}")
+THE_DAEMONS = NamespaceConfig()  # of whom the configuration says nothing
+
 
 @dataclass(frozen=True, slots=True)
 class ModelShelf:
-    """What the store holds of a model: ready and pending versions, aliases with targets."""
+    """What the store holds of a model: ready and pending versions, aliases with targets.
+
+    `source` is the model whose main/ it has, None where it has its own.
+    """
 
     ready: frozenset[str]
     pending: frozenset[str]
     aliases: dict[str, str]
+    source: ModelId | None = None
+
+    @property
+    def has_versions(self) -> bool:
+        return bool(self.ready or self.pending or self.aliases)
+
+    @property
+    def chosen(self) -> frozenset[str]:
+        """The ready versions that aliases of people point at."""
+        return self.ready & {v for alias, v in self.aliases.items() if alias != LATEST}
+
+    @property
+    def latest(self) -> str | None:
+        """The ready version that `latest` points at."""
+        found = self.aliases.get(LATEST)
+        return found if found in self.ready else None
 
     @property
     def is_empty(self) -> bool:
-        return not (self.ready or self.pending or self.aliases)
+        return not self.has_versions and self.source is None
 
 
 def namespaces(layout: Layout) -> set[str]:
-    """Return the namespaces that have a folder in the store."""
-    return {*_names(layout.models), *_names(layout.pending_root)}
+    """Return the namespaces that have a folder in the store; raises StoreError."""
+    found = {*_names(layout.models), *_names(layout.pending_root)}
+    if not found:
+        layout.check_there()
+    return found
 
 
-def models(layout: Layout, namespace: str) -> set[str]:
-    """Return the models of a namespace that have a version in the store."""
-    found = {*_names(layout.models / namespace), *_names(layout.pending_root / namespace)}
-    return {m for m in found if not shelf(layout, ModelId(namespace, m)).is_empty}
+def has_namespace(layout: Layout, namespace: str) -> bool:
+    """Tell whether a namespace has a folder in the store."""
+    return (layout.models / namespace).exists() or (layout.pending_root / namespace).exists()
+
+
+def models(layout: Layout, namespace: str, known: Set[str] = frozenset()) -> set[str]:
+    """Return the models of a namespace that have a version, or a source, in the store.
+
+    Those of `known`, which are there whatever the store has of them, are not looked at.
+    """
+    found = (ModelId(namespace, name) for name in _model_folders(layout, namespace) - known)
+    return {model.name for model in found if not shelf(layout, model).is_empty}
+
+
+def all_models(layout: Layout) -> list[ModelId]:
+    """Return every model that has a folder in the store, perhaps an empty one."""
+    return [
+        ModelId(namespace, name)
+        for namespace in sorted(namespaces(layout))
+        for name in sorted(_model_folders(layout, namespace))
+    ]
+
+
+def _model_folders(layout: Layout, namespace: str) -> set[str]:
+    return {*_names(layout.models / namespace), *_names(layout.pending_root / namespace)}
 
 
 def make_namespace(layout: Layout, namespace: str, uid: int, gid: int, mode: int) -> None:
@@ -73,26 +131,46 @@ def make_namespace(layout: Layout, namespace: str, uid: int, gid: int, mode: int
 
 def shelf(layout: Layout, model: ModelId) -> ModelShelf:
     """Return what the store holds of one model."""
-    ready, aliases = set(), {}
+    ready, links = set(), {}
     for entry in _scan(layout.model(model)):
         if entry.is_symlink():
             with suppress(FileNotFoundError):  # renamed since the folder was read
-                aliases[entry.name] = os.readlink(entry.path)
+                links[entry.name] = os.readlink(entry.path)
         elif is_version_name(entry.name) and entry.is_dir():
             ready.add(entry.name)
     pending = {n for n in _names(layout.pending_model(model)) if is_version_name(n)} - ready
-    return ModelShelf(frozenset(ready), frozenset(pending), aliases)
+    source = _linked_model(links.pop(MAIN, ""))
+    if not (ready or pending or links or source):
+        layout.check_there()  # else a disk that is gone would be a model without versions
+    return ModelShelf(frozenset(ready), frozenset(pending), links, source)
 
 
-def served(layout: Layout) -> list[VersionId]:
-    """Return the ready versions that aliases point at."""
-    found = []
-    for namespace in namespaces(layout):
-        for name in models(layout, namespace):
-            model = ModelId(namespace, name)
-            here = shelf(layout, model)
-            found += [VersionId(model, v) for v in {*here.aliases.values()} & here.ready]
-    return found
+def main_link(source: ModelId) -> str:
+    """Return where `main` of a model points whose source is another one, in store and tree."""
+    return f"../../{source}/{MAIN}"
+
+
+def _linked_model(target: str) -> ModelId | None:
+    """Return the model that a `main` points at; None where it is no link as we make it."""
+    names = target.split("/")
+    source = ModelId(*names[2:4]) if len(names) == 5 else None
+    if source is None or target != main_link(source):
+        return None
+    return source if is_plain_name(source.namespace) and is_plain_name(source.name) else None
+
+
+def set_source(
+    layout: Layout, model: ModelId, source: ModelId | None, namespace: NamespaceConfig
+) -> None:
+    """Remember whose main/ a model of that namespace has; None forgets it."""
+    link = layout.model(model) / MAIN
+    if source is not None:
+        make_namespace(layout, model.namespace, *namespace.ids, namespace.mode)
+        link.parent.mkdir(exist_ok=True)
+        _replace_link(link, main_link(source))
+    elif link.is_symlink():
+        link.unlink(missing_ok=True)
+        sync_folder(link.parent)
 
 
 def _scan(folder: Path) -> Iterator[os.DirEntry[str]]:
@@ -116,6 +194,26 @@ def read_manifest(layout: Layout, version: VersionId) -> Manifest:
         raise NotFound(f"{version} has no manifest") from None
 
 
+def damage(layout: Layout, version: VersionId) -> str | None:
+    """Return what `modelfs verify` could not put right of a version; None where that is nothing."""
+    try:
+        reason = layout.damage(version).read_text(errors="replace")
+    except OSError:
+        return None
+    return None if layout.retired(version).exists() else reason
+
+
+def damaged(layout: Layout) -> dict[VersionId, str]:
+    """Return the versions of which something could not be put right, and what."""
+    found = {}
+    for path in sorted(layout.quarantine.glob("*/*/.*.error")):
+        name = path.name.removeprefix(".").removesuffix(".error")
+        version = VersionId(ModelId(*path.parts[-3:-1]), name)
+        if (reason := damage(layout, version)) is not None:
+            found[version] = reason
+    return found
+
+
 def check_unused(layout: Layout, version: VersionId) -> None:
     """Raise AlreadyExists where a version of that name exists or was ever ready."""
     if layout.retired(version).exists():
@@ -124,7 +222,24 @@ def check_unused(layout: Layout, version: VersionId) -> None:
         raise AlreadyExists(f"{version} exists")
 
 
-def publish(layout: Layout, manifest: Manifest, files: Path) -> None:
+def seal_folder(folder: Path, namespace: NamespaceConfig) -> None:
+    """Make a folder of a version read-only and durable, with its namespace's owner and mode.
+
+    A daemon that is not root may not give it away: it stays its own then.
+    """
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(PermissionError):
+            os.chown(fd, *namespace.ids)
+        os.chmod(fd, namespace.mode & 0o555)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def publish(
+    layout: Layout, manifest: Manifest, files: Path, namespace: NamespaceConfig = THE_DAEMONS
+) -> None:
     """Move a complete, synced, read-only folder into `models/`, its manifest beside it first."""
     version = manifest.id
     layout.manifests(version.model).mkdir(parents=True, exist_ok=True)
@@ -132,15 +247,18 @@ def publish(layout: Layout, manifest: Manifest, files: Path) -> None:
     write_durably(layout.manifest(version), manifest.to_json())
     target = layout.version(version)
     target.parent.mkdir(parents=True, exist_ok=True)
-    files.chmod(0o755)  # to move a folder, its owner must be allowed to write in it
-    try:
-        files.rename(target)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        _move_across(files, target)
-    target.chmod(0o555)
-    sync_folder(target.parent)
+    seal_folder(files, namespace)
+    with synced(target.parent):
+        try:
+            files.rename(target)
+        except PermissionError:  # who is not root must be allowed to write in what he moves
+            files.chmod(0o755)
+            files.rename(target)
+            seal_folder(target, namespace)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            _move_across(files, target)
 
 
 def _move_across(files: Path, target: Path) -> None:
@@ -152,7 +270,11 @@ def _move_across(files: Path, target: Path) -> None:
         for name in names:
             copy_durably(Path(folder, name), into / name)
     for folder, _, _ in os.walk(copied, topdown=False):
-        shutil.copystat(files / os.path.relpath(folder, copied), folder)
+        original = files / os.path.relpath(folder, copied)
+        found = original.stat()
+        with suppress(PermissionError):
+            os.chown(folder, found.st_uid, found.st_gid)
+        shutil.copystat(original, folder)
         sync_folder(Path(folder))
     copied.rename(target)
 
@@ -175,11 +297,12 @@ def retire(layout: Layout, version: VersionId) -> None:
     retired.parent.mkdir(parents=True, exist_ok=True)
     manifest = layout.manifest(version)
     write_durably(retired, manifest.read_bytes() if manifest.exists() else b"{}\n")
-    target.chmod(0o755)
-    target.rename(target.with_name(f".removed-{version.version}-{uuid.uuid4().hex}"))
-    sync_folder(target.parent)
-    manifest.unlink(missing_ok=True)
-    layout.checksums(version).unlink(missing_ok=True)
+    with synced(target.parent):
+        target.chmod(0o755)
+        target.rename(target.with_name(f".removed-{version.version}-{uuid.uuid4().hex}"))
+    with synced(manifest.parent):
+        manifest.unlink(missing_ok=True)
+        layout.checksums(version).unlink(missing_ok=True)
     follow_latest(layout, version.model)
 
 
@@ -191,30 +314,37 @@ def forget_empty(layout: Layout, namespace: str) -> None:
                 folder.rmdir()
 
 
-def finish_publish(layout: Layout, version: VersionId) -> None:
+def finish_publish(
+    layout: Layout, version: VersionId, namespace: NamespaceConfig = THE_DAEMONS
+) -> None:
     """Do what is left when a version is in `models/`; again at a start, whatever a crash left."""
-    layout.version(version).chmod(0o555)
     follow_latest(layout, version.model, version.version)
+    seal_folder(layout.version(version), namespace)
     discard_pending(layout, version)
 
 
 def sweep(layout: Layout, model: ModelId) -> None:
     """Remove the bytes of removed versions and of given up freezes of a model."""
     for folder in (layout.model(model), layout.pending_model(model)):
-        for path in folder.glob(".removed-*"):
-            remove_tree(path)
-
-
-def sweep_all(layout: Layout) -> None:
-    """Remove what earlier daemons had begun to remove, and claims that were never finished."""
-    for namespace in namespaces(layout):
-        names = {*_names(layout.models / namespace), *_names(layout.pending_root / namespace)}
-        for name in names:
-            model = ModelId(namespace, name)
-            sweep(layout, model)
-            for path in layout.pending_model(model).glob(".made-*"):
-                if time.time() - path.stat().st_mtime > CLAIM_MAX_S:
+        if left := _left_in(folder, ".removed-"):
+            with synced(folder):
+                for path in left:
                     remove_tree(path)
+
+
+def sweep_claims(layout: Layout, model: ModelId) -> None:
+    """Remove the claims of a model that were never finished."""
+    for path in _left_in(layout.pending_model(model), ".made-"):
+        if time.time() - path.stat().st_mtime > CLAIM_MAX_S:
+            remove_tree(path)
+    _drop_pending_folder(layout, model)
+
+
+def _left_in(folder: Path, beginning: str) -> list[Path]:
+    try:
+        return [folder / name for name in os.listdir(folder) if name.startswith(beginning)]
+    except FileNotFoundError:
+        return []
 
 
 def newest_first(layout: Layout, model: ModelId) -> list[VersionId]:
@@ -254,9 +384,9 @@ def _replace_link(link: Path, target: str) -> None:
     if link.is_symlink() and os.readlink(link) == target:
         return
     temporary = link.with_name(f".{link.name}.{uuid.uuid4().hex}")
-    temporary.symlink_to(target)
-    temporary.replace(link)
-    sync_folder(link.parent)
+    with synced(link.parent):
+        temporary.symlink_to(target)
+        temporary.replace(link)
 
 
 def make_alias(layout: Layout, model: ModelId, alias: str, target: str, uid: int) -> None:
@@ -265,11 +395,11 @@ def make_alias(layout: Layout, model: ModelId, alias: str, target: str, uid: int
     if not is_version_name(version.version) or not layout.version(version).is_dir():
         raise InvalidName(f"an alias of {model} points at a ready version of it, not at {target}")
     link = layout.model(model) / alias
-    try:
-        link.symlink_to(version.version)
-    except FileExistsError:
-        raise AlreadyExists(f"the alias {alias} exists") from None
-    sync_folder(link.parent)
+    with synced(link.parent):
+        try:
+            link.symlink_to(version.version)
+        except FileExistsError:
+            raise AlreadyExists(f"the alias {alias} exists") from None
     _log_alias(layout, model, alias, None, version.version, uid)
 
 
@@ -279,10 +409,10 @@ def rename_alias(layout: Layout, model: ModelId, old: str, new: str, uid: int) -
     before = os.readlink(target) if target.is_symlink() else None
     try:
         points_at = os.readlink(source)
-        source.rename(target)
+        with synced(target.parent):
+            source.rename(target)
     except FileNotFoundError:
         raise NotFound(f"there is no alias {old}") from None
-    sync_folder(target.parent)
     _log_alias(layout, model, old, points_at, None, uid)
     _log_alias(layout, model, new, before, points_at, uid)
 
@@ -292,24 +422,40 @@ def remove_alias(layout: Layout, model: ModelId, alias: str, uid: int) -> None:
     link = layout.model(model) / alias
     try:
         before = os.readlink(link)
-        link.unlink()
+        with synced(link.parent):
+            link.unlink()
     except OSError:
         raise NotFound(f"there is no alias {alias}") from None
-    sync_folder(link.parent)
     _log_alias(layout, model, alias, before, None, uid)
 
 
 def _log_alias(
     layout: Layout, model: ModelId, alias: str, before: str | None, after: str | None, uid: int
 ) -> None:
+    """Add a change to the model's log, also while other nodes do; not those of passing names."""
+    if _PASSING.fullmatch(alias):
+        return
     change = {"time_ns": time.time_ns(), "uid": uid, "alias": alias, "from": before, "to": after}
     path = layout.alias_log(model)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    with _locked(path), path.open("a") as file:  # opened after the lock: at the end as it is now
         file.write(json.dumps(change) + "\n")
-    if path.stat().st_size > ALIAS_LOG_MAX:
-        lines = path.read_bytes().splitlines(keepends=True)
-        write_durably(path, b"".join(lines[len(lines) // 2 :]))
+        file.flush()
+        os.fsync(file.fileno())
+        if file.tell() > ALIAS_LOG_MAX:
+            lines = path.read_bytes().splitlines(keepends=True)
+            write_durably(path, b"".join(lines[len(lines) // 2 :]))
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a file that may be replaced by rename, against other nodes too (flock)."""
+    while True:
+        with path.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                yield
+                return
 
 
 def discard_pending(layout: Layout, version: VersionId) -> None:
@@ -317,7 +463,17 @@ def discard_pending(layout: Layout, version: VersionId) -> None:
     pending = layout.pending(version)
     trash = pending.with_name(f".removed-{version.version}-{uuid.uuid4().hex}")
     try:
-        pending.rename(trash)
+        with synced(pending.parent):
+            pending.rename(trash)
+        with synced(trash.parent):
+            remove_tree(trash)
     except FileNotFoundError:
         return
-    remove_tree(trash)
+    _drop_pending_folder(layout, version.model)
+
+
+def _drop_pending_folder(layout: Layout, model: ModelId) -> None:
+    """Remove a model's folder in `pending/`, which all nodes look through, where it is empty."""
+    folder = layout.pending_model(model)
+    with suppress(OSError), synced(folder.parent):
+        folder.rmdir()

@@ -5,6 +5,7 @@ long that takes; whoever closes a file waits for one try of its job. Owned by th
 thread; bodies are read and sent by threads of the registry's pool.
 """
 
+import errno
 import logging
 import time
 from dataclasses import replace
@@ -166,11 +167,19 @@ class Writeback:
         except ModelfsError as error:
             return error
         except OSError as error:
+            if error.errno in (errno.ENOTCONN, errno.ESHUTDOWN):
+                await self._revive(staged)
             return ModelfsError(f"the staged file {staged.path}: {error.strerror}")
         except Exception:
             log.exception("the upload of %s failed: a bug", staged.name)
             return ModelfsError("the upload failed by a bug of modelfs: see the log")
         return None
+
+    async def _revive(self, staged: StagedFile) -> None:
+        try:
+            await self._staging.revive(staged)
+        except (ModelfsError, OSError) as error:
+            log.debug("%s cannot be opened anew yet: %s", staged.path, error)
 
     async def _upload(self, staged: StagedFile) -> None:
         generation = staged.tried_generation = staged.generation

@@ -30,9 +30,11 @@ def test_it_lists_the_models(modelfs: Run, filled: Hub) -> None:
     result = modelfs("ls")
     assert result.status == 0
     lines = result.out.splitlines()
-    assert lines[0].split() == ["MODEL", "VERSIONS", "SIZE", "LATEST", "ALIASES", "DESCRIPTION"]
+    columns = ["MODEL", "VERSIONS", "SIZE", "LATEST", "ALIASES", "DESCRIPTION", "SOURCE"]
+    assert lines[0].split() == columns
     assert lines[1].split(maxsplit=6)[:5] == ["acme/llama", "3", "6.0", "KiB", "v10"]
-    assert lines[1].endswith("production->v2  chat, 8B")
+    assert "production->v2  chat, 8B" in lines[1]
+    assert lines[3].endswith("acme/llama")
     assert [line.split()[0] for line in lines[2:]] == ["acme/whisper", "team-b/llama"]
 
 

@@ -1,7 +1,9 @@
 """modelfs create and modelfs alias."""
 
 import errno
+import json
 import os
+import shutil
 from collections.abc import Callable
 
 import pytest
@@ -18,7 +20,9 @@ def test_create_makes_a_model_with_its_description(modelfs: Run, hub: Hub) -> No
 
 def test_create_makes_a_local_model_of_another(modelfs: Run, hub: Hub) -> None:
     hub.model("acme/llama")
-    assert modelfs("create", "team-b/llama", "--source", "acme/llama").status == 0
+    result = modelfs("create", "team-b/llama", "--source", "acme/llama")
+    assert result.status == 0
+    assert "its main is acme/llama's; modelfs freeze team-b/llama makes a version" in result.out
     assert os.getxattr(hub.path / "team-b/llama", "user.modelfs.source") == b"acme/llama"
 
 
@@ -44,6 +48,88 @@ def test_create_leaves_nothing_where_the_source_is_refused(
     assert result.status == 1
     assert "there is no model 'acme/nothing'" in result.err
     assert not (hub.path / "team-b/llama").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (errno.EACCES, "you may not read 'acme/llama'"),
+        (errno.EINVAL, "'acme/llama' is too long, the model itself, or has itself a source"),
+    ],
+)
+def test_create_says_why_a_source_is_refused(
+    modelfs: Run, hub: Hub, refuse: Callable[[str, int], None], number: int, says: str
+) -> None:
+    refuse("setxattr", number)
+    result = modelfs("create", "team-b/llama", "--source", "acme/llama")
+    assert result.status == 1
+    assert says in result.err
+    assert not (hub.path / "team-b/llama").exists()
+
+
+@pytest.fixture
+def local(hub: Hub) -> Hub:
+    """acme/llama with a file, and team-b/llama which has its main/."""
+    (hub.model("acme/llama") / "main" / "a").write_bytes(bytes(2048))
+    folder = hub.model("team-b/llama", source="acme/llama")
+    (folder / "main").rmdir()
+    (folder / "main").symlink_to("../../acme/llama/main")
+    return hub
+
+
+def test_ls_shows_whose_main_a_local_model_has(modelfs: Run, local: Hub) -> None:
+    assert modelfs("ls").out.splitlines()[2].split()[-1] == "acme/llama"
+    main = modelfs("ls", "team-b/llama").out.splitlines()[1]
+    assert main.startswith("main  working tree of acme/llama  2.0 KiB  1")
+    [document] = modelfs("ls", "team-b/llama", "--json").json
+    assert document["source"] == "acme/llama"
+    assert document["main"] == {"files": 1, "bytes": 2048}
+    assert document["aliases"] == {}
+
+
+def test_ls_shows_a_local_model_whose_source_is_gone(modelfs: Run, local: Hub) -> None:
+    shutil.rmtree(local.path / "acme/llama")
+    result = modelfs("ls", "team-b/llama")
+    assert result.status == 0
+    assert "acme/llama, the source of team-b/llama, is gone" in result.out
+    [document] = modelfs("ls", "team-b/llama", "--json").json
+    assert document["main"] == {"files": None, "bytes": None}
+
+
+def test_diff_with_main_compares_with_the_source(modelfs: Run, local: Hub) -> None:
+    local.version("team-b/llama", "v1")
+    manifest = {"files": [{"path": "a", "size": 2048, "etag": "e"}]}
+    path = local.path / "team-b/llama/.modelfs/versions/v1.json"
+    path.write_text(json.dumps(manifest))
+    os.setxattr(local.path / "acme/llama/main/a", "user.modelfs.etag", b"e")
+    same = modelfs("diff", "team-b/llama@v1", "main")
+    assert same.status == 0
+    assert "team-b/llama@v1 and acme/llama/main: 1 file, 2.0 KiB, equal" in same.out
+    os.setxattr(local.path / "acme/llama/main/a", "user.modelfs.etag", b"f")
+    assert modelfs("diff", "team-b/llama@v1", "main").status == 1
+    shutil.rmtree(local.path / "acme/llama")
+    gone = modelfs("diff", "team-b/llama@v1", "main")
+    assert gone.status == 2
+    assert "acme/llama, the source of team-b/llama, is gone" in gone.err
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (errno.ENOENT, "acme/llama, the source of team-b/llama, is gone"),
+        (errno.ENODATA, "its source acme/llama has no file in main/"),
+        (errno.EACCES, "you may not write team-b/llama, or not read its source acme/llama"),
+        (errno.EINVAL, "keys of acme/llama that no file can have"),
+    ],
+)
+def test_freeze_says_what_is_wrong_with_a_source(
+    modelfs: Run, local: Hub, refuse: Callable[[str, int], None], number: int, says: str
+) -> None:
+    refuse("mkdir", number)
+    result = modelfs("freeze", "team-b/llama", "v1")
+    assert result.status == 1
+    assert says in result.err
+    assert result.err.count("\n") == 1
 
 
 @pytest.fixture

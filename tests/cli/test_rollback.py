@@ -181,11 +181,16 @@ def test_a_version_that_is_not_ready_is_refused(modelfs: Run, llama: Hub) -> Non
 
 
 def test_the_main_of_another_model_is_refused(modelfs: Run, llama: Hub) -> None:
-    main_of(llama).rename(main_of(llama).with_name("elsewhere"))
-    main_of(llama).symlink_to("elsewhere")
-    result = modelfs("rollback", "acme/llama", "v1")
+    local = llama.model("team-b/llama")
+    llama.version("team-b/llama", "v1")
+    (local / "main").rmdir()
+    (local / "main").symlink_to("../../acme/llama/main")
+    before = main_of(llama).stat().st_mtime_ns
+    result = modelfs("rollback", "team-b/llama", "v1")
     assert result.status == 1
-    assert "is another model's" in result.err
+    assert "its main/ is acme/llama's; modelfs rollback acme/llama changes it" in result.err
+    assert result.err.count("\n") == 1
+    assert main_of(llama).stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize(

@@ -42,11 +42,18 @@ def test_it_names_what_waits_and_what_is_wrong(modelfs: Run, hub: Hub) -> None:
             }
         ],
         hidden_keys=[{"key": "models/acme/llama/../x", "reason": "a component '..'"}],
+        damaged=[{"version": "acme/llama@v1", "error": "config.json: missing: it is gone"}],
     )
     out = modelfs("status").out
     assert "upload acme/llama/main/x (2.0 KiB) waiting: no answer" in out
     assert "freeze acme/llama@v3 downloading 25% of 4.0 KiB" in out
     assert "hidden key models/acme/llama/../x: a component '..'" in out
+    assert "damaged acme/llama@v1: config.json: missing: it is gone; modelfs verify" in out
+
+
+def test_it_says_that_the_store_is_away(modelfs: Run, hub: Hub) -> None:
+    hub.status(store={"path": "/ceph/hub", "error": "the store /ceph/hub does not answer"})
+    assert "the store /ceph/hub does not answer" in modelfs("status").out
 
 
 def test_json_is_what_the_daemon_says(modelfs: Run, hub: Hub) -> None:

@@ -5,10 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from tests import cephfs as cephfs_room
 from tests.endpoints import S3Endpoint
 from tests.mounting import Mount, why_no_fuse
 
 MakeMount = Callable[..., Mount]
+
+cephfs = cephfs_room.cephfs
+cephfs_folder = cephfs_room.cephfs_folder
+ceph_nodes = cephfs_room.ceph_nodes
 
 
 @pytest.fixture

@@ -1,10 +1,14 @@
 """Ready versions at native speed: bind mounts of their plain folders, made by root's daemon."""
 
 import errno
+import json
 import mmap
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,6 +23,23 @@ pytestmark = [
 ]
 
 BIG = os.urandom(3 << 20)
+
+# Prints path -> SHA-256 of every file below an open folder: no path of the tree is walked.
+HASH_ALL = """
+import hashlib, json, os, sys
+os.fchdir(int(sys.argv[1]))
+files = [os.path.join(folder, name) for folder, _, names in os.walk(".") for name in names]
+print(json.dumps({path: hashlib.sha256(open(path, "rb").read()).hexdigest() for path in files}))
+"""
+# The same each time that a line is asked for, of a folder that is bind-mounted.
+SERVE_ALL = """
+import os, subprocess, sys
+for line in sys.stdin:
+    folder = os.open(sys.argv[1], os.O_RDONLY)
+    command = [sys.executable, "-c", sys.argv[2], str(folder)]
+    subprocess.run(command, pass_fds=[folder], check=True)
+    os.close(folder)
+"""
 
 
 @pytest.fixture
@@ -39,6 +60,49 @@ def frozen(mount: Mount, name: str) -> Path:
     version = mount.freeze(name)
     wait_until(lambda: is_native(version))
     return version
+
+
+def hashes_of(folder: Path) -> dict[str, str]:
+    """Return what HASH_ALL prints of a folder, asked with the daemon there."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        command = [sys.executable, "-c", HASH_ALL, str(fd)]
+        done = subprocess.run(command, pass_fds=[fd], capture_output=True, timeout=20, check=True)
+    finally:
+        os.close(fd)
+    return dict(json.loads(done.stdout))
+
+
+@contextmanager
+def container(version: Path, given: Path) -> Iterator[Callable[[], dict[str, str]]]:
+    """Give a version to a process with mounts of its own, as a container has it.
+
+    Yields what makes it read everything, by the path that it was given.
+    """
+    script = 'mount --bind "$1" "$2" && exec "$3" -c "$4" "$2" "$5"'
+    process = subprocess.Popen(
+        [
+            *("unshare", "--mount", "sh", "-c", script, "sh", str(version), str(given)),
+            *(sys.executable, SERVE_ALL, HASH_ALL),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    stdin, stdout = process.stdin, process.stdout
+
+    def read_all() -> dict[str, str]:
+        print(file=stdin, flush=True)
+        return dict(json.loads(stdout.readline()))
+
+    try:
+        yield read_all
+    finally:
+        stdin.close()
+        process.wait(20)
+        stdout.close()
 
 
 def modelfs(mount: Mount, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -134,25 +198,67 @@ def test_a_stop_leaves_no_mount_behind(mount: Mount) -> None:
 
 def test_reads_of_a_mounted_version_never_reach_the_daemon(mount: Mount) -> None:
     version = frozen(mount, "v1")
-    with mount.counting() as sent:
-        os.kill(mount.pid, 19)  # SIGSTOP: it answers nobody
-        try:
-            code = f"print(len(open({str(version / 'w/big')!r}, 'rb').read()))"
-            folder = os.open(version, os.O_PATH)
-            code = "import os, sys; fd = os.open('w/big', os.O_RDONLY, dir_fd=int(sys.argv[1])); "
-            code += "print(len(os.read(fd, 1 << 30)))"
-            done = subprocess.run(
-                [sys.executable, "-c", code, str(folder)],
-                pass_fds=[folder],
-                capture_output=True,
-                timeout=20,
-                check=True,
-            )
-        finally:
-            os.kill(mount.pid, 18)  # SIGCONT
+    expected = hashes_of(version)
+    folder = os.open(version, os.O_RDONLY)  # a path would be looked up in the tree above it
+    try:
+        with mount.counting() as sent:
+            os.kill(mount.pid, signal.SIGSTOP)
+            try:
+                done = subprocess.run(
+                    [sys.executable, "-c", HASH_ALL, str(folder)],
+                    pass_fds=[folder],
+                    capture_output=True,
+                    timeout=20,
+                    check=True,
+                )
+            finally:
+                os.kill(mount.pid, signal.SIGCONT)
+    finally:
         os.close(folder)
-    assert int(done.stdout) == len(BIG)
+    assert json.loads(done.stdout) == expected
+    assert len(expected) == 2
     assert sent == {}
+
+
+def test_a_container_with_mounts_of_its_own_never_notices_a_crash(
+    mount: Mount, tmp_path: Path
+) -> None:
+    version = frozen(mount, "v1")
+    expected = hashes_of(version)
+    given = tmp_path / "given"
+    given.mkdir()
+    with container(version, given) as read_all:
+        assert read_all() == expected
+        mount.kill()
+        assert read_all() == expected
+        mount.start()
+        assert read_all() == expected
+        wait_until(lambda: is_native(version))  # bound anew, in the tree of the new daemon
+        assert read_all() == expected
+        assert mount.stop() == 0
+        assert read_all() == expected
+
+
+def test_a_version_that_others_have_unmounted_is_mounted_again_when_it_is_used(
+    mount: Mount,
+) -> None:
+    version = frozen(mount, "v1")
+    subprocess.run(["umount", "-l", str(version)], check=True)
+    assert not is_native(version)
+    wait_until(lambda: (version / "a").read_text() == "one" and is_native(version))
+
+
+def test_looking_at_versions_mounts_none_and_reading_one_mounts_it(mount: Mount) -> None:
+    old = frozen(mount, "v1")
+    newest = frozen(mount, "v2")
+    mount.stop()
+    mount.start()
+    wait_until(lambda: is_native(newest))  # `latest` points at it
+    subprocess.run(["ls", "-l", mount.model, old.parent], check=True, capture_output=True)
+    assert xattr(old, "state") == "ready"
+    assert not is_native(old)
+    assert (old / "a").read_text() == "one"
+    wait_until(lambda: is_native(old))
 
 
 def test_a_namespace_keeps_its_owner_and_mode_in_the_store_and_in_the_mount(

@@ -125,15 +125,18 @@ def test_model_folders_refuse_what_is_no_version_or_alias(frozen: Mount) -> None
 
 
 def test_description_and_source_of_a_model_can_be_set(frozen: Mount) -> None:
-    os.setxattr(frozen.model, "user.modelfs.description", "große Modelle".encode())
-    os.setxattr(frozen.model, "user.modelfs.source", b"acme/base")
-    assert xattr(frozen.model, "description") == "große Modelle"
-    assert set(os.listxattr(frozen.model)) == {*("user.modelfs.description", "user.modelfs.source")}
+    local = frozen.path / "acme" / "local"
+    local.mkdir()
+    os.setxattr(local, "user.modelfs.description", "große Modelle".encode())
+    os.setxattr(local, "user.modelfs.source", b"acme/llama")
+    assert xattr(local, "description") == "große Modelle"
+    assert set(os.listxattr(local)) == {*("user.modelfs.description", "user.modelfs.source")}
     with fails_with(errno.EINVAL):
-        os.setxattr(frozen.model, "user.modelfs.description", b"x" * 3000)
+        os.setxattr(local, "user.modelfs.description", b"x" * 3000)
     assert frozen.stop() == 0
     frozen.start()
-    assert xattr(frozen.model, "source") == "acme/base"
+    assert xattr(local, "description") == "große Modelle"
+    assert xattr(local, "source") == "acme/llama"
 
 
 def test_attributes_of_others_are_not_kept(moto_mount: Mount) -> None:

@@ -20,7 +20,7 @@ from modelfs.errors import IsAFolder, ModelfsError
 from modelfs.mount.tree import Change, Folder, Node
 from modelfs.store.freeze import State
 from tests.fake_store import FakeStore
-from tests.trio_tests import LLAMA, PREFIX, House, open_house, trio_test, version
+from tests.trio_tests import LLAMA, PREFIX, ROOT, House, open_house, trio_test, version
 
 MAIN = ("acme", "llama", "main")
 MODEL = ("acme", "llama")
@@ -249,15 +249,15 @@ class Kernel:
 
     async def unlink(self, path: str) -> None:
         async with self.parent(path) as (folder, name):
-            await folder.unlink(name, 0)
+            await folder.unlink(name, ROOT)
 
     async def mkdir(self, path: str) -> None:
         async with self.parent(path) as (folder, name):
-            self.house.tree.drop_unused(await folder.mkdir(name, 0))
+            self.house.tree.drop_unused(await folder.mkdir(name, ROOT))
 
     async def rmdir(self, path: str) -> None:
         async with self.parent(path) as (folder, name):
-            await folder.rmdir(name, 0)
+            await folder.rmdir(name, ROOT)
 
     async def rename(self, old: str, new: str) -> None:
         async with (
@@ -268,7 +268,7 @@ class Kernel:
             await held.enter_async_context(self.at(*MAIN, *old.split("/")))
             with contextlib.suppress(ModelfsError):
                 await held.enter_async_context(self.at(*MAIN, *new.split("/")))
-            await folder.rename(name, into, new_name, 0, replace=True)
+            await folder.rename(name, into, new_name, ROOT, replace=True)
 
     async def others_put(self, path: str, seed: str) -> None:
         self.house.store.place(PREFIX + path, data_of(seed))
@@ -279,24 +279,24 @@ class Kernel:
     async def freeze(self, name: str) -> None:
         async with self.at(*MODEL) as node:
             folder = self.house.tree.folder(node.inode)
-            self.house.tree.drop_unused(await folder.mkdir(name, 0))
+            self.house.tree.drop_unused(await folder.mkdir(name, ROOT))
         view = await self.house.ended(name)
         assert view.state is State.READY, view.error
 
     async def remove(self, name: str) -> None:
         async with self.at(*MODEL) as node:
-            await self.house.tree.folder(node.inode).rmdir(name, 0)
+            await self.house.tree.folder(node.inode).rmdir(name, ROOT)
 
     async def alias(self, alias: str, name: str) -> None:
         """As ln -sfn does."""
         async with self.at(*MODEL) as node:
             folder = self.house.tree.folder(node.inode)
-            self.house.tree.drop_unused(await folder.symlink("CuTemporary", name, 0))
-            await folder.rename("CuTemporary", folder, alias, 0, replace=True)
+            self.house.tree.drop_unused(await folder.symlink("CuTemporary", name, ROOT))
+            await folder.rename("CuTemporary", folder, alias, ROOT, replace=True)
 
     async def unalias(self, alias: str) -> None:
         async with self.at(*MODEL) as node:
-            await self.house.tree.folder(node.inode).unlink(alias, 0)
+            await self.house.tree.folder(node.inode).unlink(alias, ROOT)
 
     async def evict(self) -> None:
         cache = self.house.cache

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.endpoints import S3Endpoint
 from tests.frozen_store import flip_a_bit
-from tests.mounting import Mount, xattr
+from tests.mount.conftest import MakeMount
+from tests.mounting import Mount, wait_until, xattr
 
 pytestmark = pytest.mark.mount
 
 BIG = os.urandom(3 << 20)
+SERVE = str(Path(__file__).parent.parent / "launchers" / "serve.py")
 
 
 def modelfs(mount: Mount, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -33,8 +36,7 @@ def plain(mount: Mount, version: str, path: str) -> Path:
     return mount.store / "models/acme/llama" / version / path
 
 
-def test_a_flipped_bit_of_a_shared_file_is_repaired_beside_the_daemon(moto_mount: Mount) -> None:
-    mount = moto_mount
+def test_a_flipped_bit_of_a_shared_file_is_repaired_beside_the_daemon(mount: Mount) -> None:
     (mount.main / "w").mkdir()
     (mount.main / "w/big").write_bytes(BIG)
     (mount.main / "a").write_bytes(b"one")
@@ -42,8 +44,8 @@ def test_a_flipped_bit_of_a_shared_file_is_repaired_beside_the_daemon(moto_mount
     (mount.main / "a").write_bytes(b"two")
     mount.freeze("v2")
     mtime_ns = plain(mount, "v1", "w/big").stat().st_mtime_ns
-    flip_a_bit(plain(mount, "v1", "w/big"))
-    assert plain(mount, "v2", "w/big").read_bytes() != BIG
+    wrong = flip_a_bit(plain(mount, "v1", "w/big"))
+    assert plain(mount, "v2", "w/big").read_bytes() == wrong != BIG
     assert (mount.model / "v1/w/big").read_bytes() != BIG  # the kernel keeps these pages
 
     done = modelfs(mount, "verify", "--all", "--json")
@@ -53,6 +55,7 @@ def test_a_flipped_bit_of_a_shared_file_is_repaired_beside_the_daemon(moto_mount
         ("v1", "registry"),
         ("v2", "acme/llama@v1"),
     ]
+    assert all(Path(finding["quarantined"]).read_bytes() == wrong for finding in findings)
     for version in ("v1", "v2"):
         assert plain(mount, version, "w/big").read_bytes() == BIG
         assert (mount.model / version / "w/big").read_bytes() == BIG
@@ -84,6 +87,56 @@ def test_a_file_that_cannot_be_repaired_is_eio_and_said_loudly(moto_mount: Mount
 
     second = mount.freeze("v2")  # what is in quarantine is no copy to link
     assert (second / "a").read_bytes() == b"two"
+    assert mount.stop() == 0
+
+
+def test_a_version_that_could_not_be_repaired_is_named_everywhere_until_it_is(
+    bucket: S3Endpoint, make_mount: MakeMount
+) -> None:
+    mount = make_mount(bucket, launcher=(SERVE, "orphans=0.2", "--"))
+    etag = mount.bucket.put(mount.key("a"), b"one")
+    version = mount.freeze("v1")
+    with pytest.raises(OSError, match=os.strerror(errno.ENODATA)):
+        xattr(version, "error")
+    flip_a_bit(plain(mount, "v1", "a"))
+    mount.bucket.put(mount.key("a"), b"two")
+    assert modelfs(mount, "verify", "--all").returncode == 1
+
+    reason = "a: wrong bytes: models/acme/llama/a has changed in the registry"
+    assert xattr(version, "error") == xattr(mount.store / "models/acme/llama/v1", "error") == reason
+    assert xattr(version, "state") == "ready"
+    named = [{"version": "acme/llama@v1", "error": reason}]
+    wait_until(lambda: mount.status()["damaged"] == named)
+    manifest = json.loads((mount.model / ".modelfs/versions/v1.json").read_bytes())
+    assert (manifest["state"], manifest["error"]) == ("ready", reason)
+    assert f"ready: {reason}" in modelfs(mount, "ls", "acme/llama").stdout
+    assert f"damaged acme/llama@v1: {reason}" in modelfs(mount, "status").stdout
+
+    assert mount.bucket.put(mount.key("a"), b"one") == etag
+    assert modelfs(mount, "verify", "--all").returncode == 0
+    assert (version / "a").read_bytes() == b"one"
+    wait_until(lambda: mount.status()["damaged"] == [])
+    with pytest.raises(OSError, match=os.strerror(errno.ENODATA)):
+        xattr(version, "error")
+    assert mount.stop() == 0
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may mount")
+def test_a_version_that_is_mounted_natively_says_what_is_wrong_with_it(
+    moto_bucket: S3Endpoint, make_mount: MakeMount
+) -> None:
+    said = (SERVE, "orphans=0.2", "--")
+    mount = make_mount(moto_bucket, launcher=said, native_versions=True)
+    moto_bucket.put(mount.key("a"), b"one")
+    version = mount.freeze("v1")
+    wait_until(lambda: version.stat().st_dev != mount.model.stat().st_dev)
+    flip_a_bit(plain(mount, "v1", "a"))
+    moto_bucket.put(mount.key("a"), b"two")
+    assert modelfs(mount, "verify", "--all").returncode == 1
+    assert version.stat().st_dev != mount.model.stat().st_dev
+    assert "a has changed in the registry" in xattr(version, "error")
+    assert "ready: a: wrong bytes" in modelfs(mount, "ls", "acme/llama").stdout
+    wait_until(lambda: [d["version"] for d in mount.status()["damaged"]] == ["acme/llama@v1"])
     assert mount.stop() == 0
 
 

@@ -8,9 +8,8 @@ import os
 import shutil
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,12 +17,20 @@ import pytest
 from tests import models
 from tests.endpoints import CephServer, S3Endpoint
 from tests.mount.conftest import MakeMount
-from tests.mounting import Mount, wait_until, xattr
+from tests.mounting import (
+    Mount,
+    content,
+    is_ready,
+    launcher,
+    put,
+    refused,
+    wait_until,
+    xattr,
+)
 
 pytestmark = pytest.mark.mount
 
 real_model = models.real_model
-SERVE = str(Path(__file__).parent.parent / "launchers" / "serve.py")
 KIB = 1024
 FILES = {
     "config.json": b"{}",
@@ -31,11 +38,6 @@ FILES = {
     "weights/model 1.bin": os.urandom(300 * KIB),
     "weights/deep/back\\slash é": b"odd",
 }
-
-
-def launcher(**options: object) -> tuple[str, ...]:
-    """Return the launcher with faults of a choice; _ stands for - in their names."""
-    return (SERVE, *(f"{n.replace('_', '-')}={value}" for n, value in options.items()), "--")
 
 
 @pytest.fixture
@@ -50,28 +52,6 @@ def moto_mount(moto_bucket: S3Endpoint, make_mount: MakeMount) -> Mount:
     """The same on moto alone."""
     put(moto_bucket, FILES)
     return make_mount(moto_bucket, native_versions=False)
-
-
-def put(bucket: S3Endpoint, files: dict[str, bytes]) -> None:
-    for path, data in files.items():
-        bucket.put(f"models/acme/llama/{path}", data)
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """Return path -> bytes of the files of a folder."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
-@contextmanager
-def refused(number: int) -> Iterator[None]:
-    """Expect an OSError of this errno."""
-    with pytest.raises(OSError) as caught:  # noqa: PT011
-        yield
-    assert caught.value.errno == number, caught.value
 
 
 def log_of_aliases(model: Path) -> list[tuple[str, str | None, str | None]]:
@@ -536,10 +516,7 @@ def make_nodes(
         nodes = []
         for name, options in (("node-a", first), ("node-b", second)):
             said = launcher(host=name, orphans=0.2, **(options or {}))
-            nodes.append(
-                make_mount(moto_bucket, launcher=said, store=str(store), native_versions=False)
-            )
-            nodes[-1].store = store
+            nodes.append(make_mount(moto_bucket, launcher=said, store=store, native_versions=False))
         return nodes[0], nodes[1]
 
     return make
@@ -566,13 +543,6 @@ def test_of_two_nodes_that_freeze_one_name_at_once_one_wins_and_both_have_it(
                 wait_until(lambda m=mount, n=name: is_ready(m, n))  # type: ignore[misc]
                 assert content(mount.model / name) == FILES
     assert all(mount.status()["counters"]["bugs"] == 0 for mount in nodes)
-
-
-def is_ready(mount: Mount, name: str) -> bool:
-    try:
-        return xattr(mount.model / name, "state") == "ready"
-    except FileNotFoundError:  # not seen by this node yet
-        return False
 
 
 def test_what_one_node_freezes_aliases_and_removes_the_other_sees(make_nodes: MakeNodes) -> None:

@@ -10,6 +10,7 @@ import os
 import socket
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -33,8 +34,15 @@ from modelfs.errors import (
     StoreError,
     WrongBytes,
 )
-from modelfs.registry.objects import ObjectId, ObjectStore, UploadedPart, format_mtime
+from modelfs.registry.objects import (
+    Checksum,
+    ObjectId,
+    ObjectStore,
+    UploadedPart,
+    format_mtime,
+)
 from modelfs.registry.s3 import S3Store
+from modelfs.store.confirming import Hashing, expected_of
 from tests.endpoints import CephServer, S3Endpoint, free_port, write_credentials
 
 MIB = 1 << 20
@@ -413,6 +421,106 @@ def test_finishing_an_upload_that_was_aborted_is_not_found(store, source, bucket
     with pytest.raises(RegistryUnavailable if bucket.kind == "moto" else NotFound):
         store.upload_part("big", upload_id, 1, made.fd, 0, PART, ignore)
     assert bucket.get("big") == b"other"
+
+
+# What the registry says of the bytes
+
+
+def test_the_parts_of_an_object_are_told_wherever_it_is_told_of(store, bucket, source, target):
+    made = source(2 * PART + 1000)
+    put_big(store, "big", made, {})
+    single = ObjectId("single", bucket.put("single"))
+    listed = {info.id.key: info for info in store.list_page("", by_folder=False).objects}
+    for info in (
+        listed["big"],
+        store.head("big"),
+        store.get_range(listed["big"].id, 0, 1, target, 0, ignore),
+    ):
+        assert (info.md5, info.etag_parts, info.checksum) == (None, 3, None)
+    assert store.get_range(single, 0, 1, target, 0, ignore).etag_parts is None
+    assert listed["single"].etag_parts is None
+
+
+@pytest.mark.parametrize(
+    ("part", "is_likely"),
+    [(8 * MIB, True), (5 * MIB, True), (6_000_000, True), (5 * MIB + 54_321, False)],
+)
+def test_the_etag_of_parts_that_others_uploaded_confirms_the_bytes(
+    store, bucket, source, part, is_likely
+):
+    made = source(20 * MIB + 1)
+    bucket.put_in_parts("big", made.data, part)
+    (info,) = store.list_page("", by_folder=False).objects
+    expected = expected_of(info)
+    hashing = Hashing(expected)
+    hashing.update(memoryview(made.data))
+    assert expected.confirmed_by(hashing.hashes()) == ("multipart" if is_likely else None)
+    flipped = bytearray(made.data)
+    flipped[-1] ^= 1
+    hashing = Hashing(expected)
+    hashing.update(memoryview(flipped))
+    assert expected.confirmed_by(hashing.hashes()) is None
+
+
+CHECKSUMS = {
+    "sha256": lambda data: hashlib.sha256(data).hexdigest(),
+    "sha1": lambda data: hashlib.sha1(data).hexdigest(),
+    "crc32": lambda data: f"{zlib.crc32(data):08x}",
+}
+
+
+@pytest.mark.parametrize("algorithm", CHECKSUMS)
+def test_the_registry_s_own_checksum_is_told_where_it_keeps_one(store, bucket, algorithm):
+    # Ceph's gateway of version 16 takes checksums of any value, and keeps none.
+    keeps = bucket.kind == "moto"
+    etag = bucket.put("file", b"data", ChecksumAlgorithm=algorithm.upper())
+    bucket.put("plain")
+    file, plain = store.list_page("", by_folder=False).objects
+    assert (file.checksum, plain.checksum) == (algorithm if keeps else None, None)
+    said = Checksum(algorithm, CHECKSUMS[algorithm](b"data"))
+    assert store.checksum(ObjectId("file", etag)) == (said if keeps else None)
+    assert store.checksum(plain.id) is None
+    bucket.put("file", b"other")
+    with pytest.raises(Stale):
+        store.checksum(file.id)
+    with pytest.raises(NotFound):
+        store.checksum(ObjectId("gone", etag))
+
+
+def test_a_checksum_of_the_parts_checksums_is_none_of_the_content(store, bucket, source):
+    made = source(PART + 1000)
+    bucket.put_in_parts("parts", made.data, PART, ChecksumAlgorithm="SHA256")
+    bucket.put_in_parts(
+        "whole", made.data, PART, ChecksumAlgorithm="CRC32", ChecksumType="FULL_OBJECT"
+    )
+    said = {info.id.key: store.checksum(info.id) for info in listed(store)}
+    whole = Checksum("crc32", f"{zlib.crc32(made.data):08x}")
+    assert said == {"parts": None, "whole": whole if bucket.kind == "moto" else None}
+
+
+def listed(store: ObjectStore):
+    return store.list_page("", by_folder=False).objects
+
+
+def test_a_version_of_an_object_is_read_and_asked_about_when_it_is_no_longer_the_current_one(
+    store, bucket, target
+):
+    bucket.client.put_bucket_versioning(
+        Bucket=bucket.bucket, VersioningConfiguration={"Status": "Enabled"}
+    )
+    assert store.is_versioned()
+    bucket.put("file", b"first", ChecksumAlgorithm="SHA1")
+    (first,) = store.list_versions_page("").objects
+    bucket.put("file", b"second")
+    (second,) = store.list_versions_page("").objects
+    assert first.version_id != second.version_id
+    store.get_range(first.id, 0, 5, target, 0, ignore, first.version_id)
+    assert os.pread(target, 9, 0) == b"first"
+    with pytest.raises(Stale):
+        store.checksum(first.id)
+    kept = Checksum("sha1", hashlib.sha1(b"first").hexdigest())
+    said = store.checksum(first.id, first.version_id)
+    assert said == (kept if bucket.kind == "moto" else None)
 
 
 # Copying

@@ -346,6 +346,57 @@ async def test_a_file_whose_md5_is_wrong_is_thrown_away_and_told(tmp_path: Path)
 
 
 @trio_test
+async def test_a_wrong_file_that_a_version_is_linked_to_is_replaced_and_never_written(
+    tmp_path: Path,
+) -> None:
+    store, data = filled(1, 3), data_of(0, 3)
+    info = store._info(key(0))
+    async with open_house(tmp_path / "s", store) as house:
+        await house.read(key(0))
+        file = house.cache.complete_file(info.id)
+        assert file is not None
+        house.cache.seal(file)
+        old, linked = file.path, tmp_path / "linked"
+        os.link(old, linked)
+        rot = b"rot" + data[3:]
+        linked.write_bytes(rot)
+        opened = await house.cache.open(info)  # a reader that has it open all the time
+        assert await house.fetcher.read(opened, 0, info.size) == rot
+
+        for _ in range(2):  # two freezes may find it
+            await house.cache.throw_away(file)
+        assert house.wrong == [info.id]
+        assert house.cache.statistics().wrong_files == 1
+        assert await house.fetcher.read(opened, 0, info.size) == data
+        house.cache.close(opened)
+        await until(lambda: file.users == 0 and not old.exists())
+        assert linked.read_bytes() == rot
+        assert await house.read(key(0)) == data
+        assert store.requests()["GetObject"] == 6
+    async with open_house(tmp_path / "s", store) as house:
+        assert await house.read(key(0)) == data
+        assert store.requests()["GetObject"] == 6
+        assert len(list(house.layout.cache.glob("??/*"))) == 2  # and its sidecar
+
+
+@trio_test
+async def test_a_wrong_file_that_nobody_has_open_is_thrown_away_too(tmp_path: Path) -> None:
+    store = filled(1, 2)
+    info = store._info(key(0))
+    async with open_house(tmp_path / "s", store) as house:
+        await house.read(key(0))
+        file = house.cache.complete_file(info.id)
+        assert file is not None
+        await house.cache.throw_away(file)
+        assert (file.fd, house.cache.used_bytes) == (-1, 0)
+        assert await house.read(key(0)) == data_of(0, 2)
+        house.cache.forget(info.id)
+        await house.cache.throw_away(file)  # evicted meanwhile
+        await until(lambda: not list(house.layout.cache.glob("??/*")))
+        assert house.wrong == [info.id]
+
+
+@trio_test
 async def test_a_part_that_is_evicted_before_the_check_is_no_wrong_byte(tmp_path: Path) -> None:
     store = filled(1, 2)
     info = store._info(key(0))

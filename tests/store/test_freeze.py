@@ -29,8 +29,9 @@ from modelfs.store import pending, versions
 from modelfs.store.freeze import State
 from modelfs.store.layout import Layout
 from modelfs.store.manifest import Manifest
+from modelfs.store.sources import Caller
 from tests.fake_store import FakeStore, Request, unavailable
-from tests.trio_tests import LLAMA, PART, PREFIX, open_house, trio_test, until, version
+from tests.trio_tests import LLAMA, PART, PREFIX, ROOT, open_house, trio_test, until, version
 
 
 def data_of(name: str, parts: float) -> bytes:
@@ -99,7 +100,7 @@ async def test_a_freeze_begins_with_one_listing_and_is_there_at_once(tmp_path: P
     store = model()
     async with open_house(tmp_path / "s", store) as house:
         gate = store.hold("GetObject")
-        await house.library.freeze(version("v1"), 1000)
+        await house.library.freeze(version("v1"), Caller(1000, 1000))
         assert {r.operation for r in store.sent} <= {"ListObjectsV2", "GetObject"}
         assert store.requests()["ListObjectsV2"] == 1
         view = await house.library.view(version("v1"))
@@ -123,7 +124,7 @@ async def test_what_cannot_be_frozen_is_refused_before_anything_is_made(
 
         async def refused(error: type[ModelfsError], name: str, of: ModelId = LLAMA) -> None:
             with pytest.raises(error):
-                await library.freeze(version(name, of), 0)
+                await library.freeze(version(name, of), ROOT)
 
         await refused(InvalidName, "weights")
         await refused(NotFound, "v1", ModelId("acme", "nothing"))
@@ -152,7 +153,7 @@ async def test_a_read_of_what_is_coming_is_served_first_and_right(tmp_path: Path
     store = model({"big": big, "small": b"s"})
     async with open_house(tmp_path / "s", store, parallel=1) as house:
         gate = store.hold("GetObject")
-        await house.library.freeze(version("v1"), 0)
+        await house.library.freeze(version("v1"), ROOT)
         await until(lambda: gate.waiting)
         view = await house.library.view(version("v1"))
         file = await house.library.open(version("v1"), view.folders[""].files["big"])
@@ -219,7 +220,7 @@ async def test_a_file_can_be_opened_in_the_moment_of_mkdir(
 
     monkeypatch.setattr(pending, "make_folders", make_folders)
     async with open_house(tmp_path / "s", store) as house:
-        await house.library.freeze(version("v1"), 0)
+        await house.library.freeze(version("v1"), ROOT)
         view = await house.library.view(version("v1"))
         file = await house.library.open(version("v1"), view.folders["weights"].files["one"])
         assert await file.read(PART, 10) == FILES["weights/one"][PART : PART + 10]
@@ -341,7 +342,7 @@ async def test_an_object_that_changes_in_mid_freeze_fails_it_with_the_file_and_r
         with pytest.raises(VersionFailed, match="vanished"):
             await house.library.open(version("v1"), view.manifest.files[0])
         with pytest.raises(AlreadyExists):
-            await house.library.freeze(version("v1"), 0)
+            await house.library.freeze(version("v1"), ROOT)
         store.unhook()
         store.place(PREFIX + "weights/one", b"third")
     async with open_house(tmp_path / "s", store) as house:  # failed it stays over a restart
@@ -360,7 +361,7 @@ async def test_a_freeze_waits_for_a_registry_that_is_down_and_says_why(tmp_path:
     store = model()
     async with open_house(tmp_path / "s", store) as house:
         gate = store.hold("GetObject")
-        await house.library.freeze(version("v1"), 0)
+        await house.library.freeze(version("v1"), ROOT)
         await until(lambda: gate.waiting)
         store.is_down = True
         gate.open()
@@ -387,11 +388,11 @@ async def test_wherever_a_request_fails_once_the_version_is_ready_in_the_end(
         store.fail(number, error)
         async with open_house(tmp_path / str(number), store) as house:
             try:
-                await house.library.freeze(version("v1"), 0)
+                await house.library.freeze(version("v1"), ROOT)
             except (ModelfsError, OSError):
                 assert number == 1
                 assert not list(house.layout.pending_root.rglob("manifest.json"))
-                await house.library.freeze(version("v1"), 0)
+                await house.library.freeze(version("v1"), ROOT)
             view = await house.ended("v1")
             assert view.state is State.READY, view.error
             assert house.plain("v1") == FILES
@@ -407,7 +408,7 @@ async def test_a_freeze_is_given_up_by_rmdir_wherever_it_is(tmp_path: Path) -> N
     for number in range(1, 30):
         store = model()
         async with open_house(tmp_path / str(number), store) as house:
-            await house.library.freeze(version("v1"), 0)
+            await house.library.freeze(version("v1"), ROOT)
             for _ in range(number * 3):
                 await trio.lowlevel.checkpoint()
             if number % 3 == 0:
@@ -429,7 +430,7 @@ async def test_a_version_that_becomes_ready_while_it_is_removed_is_removed(
     store = model()
     async with open_house(tmp_path / "s", store) as house:
         gate = store.hold("GetObject")
-        await house.library.freeze(version("v1"), 0)
+        await house.library.freeze(version("v1"), ROOT)
         real = versions.shelf
 
         def shelf(layout: Layout, model: ModelId) -> versions.ModelShelf:
@@ -508,7 +509,7 @@ async def test_a_daemon_that_dies_at_any_step_leaves_what_another_finishes(
             counted = die_at(patch, module, name, number, after)
             try:
                 async with open_house(folder, store, is_crash=True) as house:
-                    await house.library.freeze(version("v1"), 0)
+                    await house.library.freeze(version("v1"), ROOT)
                     freeze = house.library._freezes[version("v1")]
                     await freeze.over.wait()
             except BaseException as error:
@@ -520,7 +521,7 @@ async def test_a_daemon_that_dies_at_any_step_leaves_what_another_finishes(
         async with open_house(folder, store, host="node-b") as house:
             shelf = versions.shelf(layout, LLAMA)
             if "v1" not in shelf.ready | shelf.pending:  # mkdir never came back
-                await house.library.freeze(version("v1"), 0)
+                await house.library.freeze(version("v1"), ROOT)
             view = await house.ended("v1")
             assert view.state is State.READY, view.error
             assert house.plain("v1") == files
@@ -563,7 +564,7 @@ async def test_a_restart_fetches_only_the_files_that_were_not_finished(tmp_path:
     store = model()
     async with open_house(tmp_path / "s", store, is_crash=True) as house:
         gate = store.hold("GetObject", PREFIX + "weights/two")
-        await house.library.freeze(version("v1"), 0)
+        await house.library.freeze(version("v1"), ROOT)
         freeze = house.library._freezes[version("v1")]
         await until(lambda: len(freeze.done) == 3 and gate.waiting)
     gate.open()
@@ -581,7 +582,7 @@ async def test_a_node_leaves_the_freeze_of_a_living_one_alone_and_reads_from_it(
     store, other = model(), model()
     async with open_house(tmp_path / "s", store) as here:
         gate = store.hold("GetObject")
-        await here.library.freeze(version("v1"), 0)
+        await here.library.freeze(version("v1"), ROOT)
         async with open_house(tmp_path / "s", other, host="node-b") as there:
             await there.library.resume()
             assert there.library.running() == []
@@ -592,7 +593,7 @@ async def test_a_node_leaves_the_freeze_of_a_living_one_alone_and_reads_from_it(
             assert await file.read(5, 100) == FILES["weights/one"][5:105]
             file.close()
             with pytest.raises(AlreadyExists):
-                await there.library.freeze(version("v1"), 0)
+                await there.library.freeze(version("v1"), ROOT)
             gate.open()
             await here.ended("v1")
             assert (await there.ended("v1")).state is State.READY
@@ -611,7 +612,7 @@ async def test_a_freeze_that_another_node_works_on_is_not_taken_away_from_it(
     store = model()
     async with open_house(tmp_path / "s", store) as here:
         gate = store.hold("GetObject")
-        await here.library.freeze(version("v1"), 0)
+        await here.library.freeze(version("v1"), ROOT)
         async with open_house(tmp_path / "s", model(), host="node-b") as there:
             with pytest.raises(Busy, match="another node"):
                 await there.library.remove(version("v1"))
@@ -636,7 +637,7 @@ async def test_what_failed_here_may_be_cleared_and_frozen_by_another_node(
             with pytest.raises(NotFound):
                 await here.library.view(version("v1"))
             gate = other.hold("GetObject")
-            await there.library.freeze(version("v1"), 0)
+            await there.library.freeze(version("v1"), ROOT)
             here.library._changed(LLAMA)
             view = await here.library.view(version("v1"))
             assert (view.state, view.error) == (State.DOWNLOADING, None)

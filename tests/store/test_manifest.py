@@ -1,6 +1,7 @@
 """Manifests: canonical JSON, digests, the lines of sha256sum. Pure, but for sha256sum."""
 
 import hashlib
+import json
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +51,25 @@ def test_a_manifest_comes_back_from_its_json() -> None:
     assert from_json(text, "here").to_json() == text
     assert made.id == VersionId(ModelId("acme", "llama"), "v1")
     assert made.size == 2
+
+
+def test_a_manifest_of_before_files_told_what_confirmed_them_is_read() -> None:
+    made = manifest(entry("a"))
+    content = json.loads(made.to_json())
+    for name in ("checksum", "confirmed"):
+        del content["files"][0][name]
+    assert from_json(json.dumps(content).encode(), "here") == made
+    confirmed = manifest(replace(entry("a"), confirmed="md5"))
+    assert from_json(confirmed.to_json(), "here") == confirmed
+    assert confirmed.digest == made.digest
+
+
+def test_a_manifest_names_its_source_where_that_is_another_model() -> None:
+    own, local = manifest(entry("a")), replace(manifest(entry("a")), source="acme/base")
+    assert b"source" not in own.to_json()  # as of before there were sources
+    assert from_json(own.to_json(), "here").source is None
+    assert from_json(local.to_json(), "here") == local
+    assert local.digest == own.digest
 
 
 def test_the_json_is_canonical() -> None:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from modelfs.config import NamespaceConfig
 from modelfs.errors import Busy, RegistryUnavailable, StoreError
 from modelfs.names import ModelId, VersionId
 from modelfs.store import repair, rereading, verify, versions
 from modelfs.store.findings import Finding, Problem, Summary
-from modelfs.store.layout import Layout
+from modelfs.store.layout import Layout, remove_tree
 from modelfs.store.repair import Repairer
 from modelfs.store.rereading import Pace, sha256_of
 from modelfs.store.verify import Verifier
@@ -204,6 +205,35 @@ def test_a_shared_wrong_file_is_found_where_nobody_asked(frozen: Case, repairs: 
     assert (frozen.store.path("v2", "weights/a.bin").read_bytes() == DATA) is repairs
 
 
+LOCAL = ModelId("team-b", "llama")
+
+
+def test_a_wrong_file_is_found_in_the_local_model_that_shares_it(frozen: Case) -> None:
+    files = frozen.put(config_json=b"{}", weights__a_bin=DATA, empty=b"")
+    local = frozen.store.freeze("v1", files, model=LOCAL, source=LLAMA)
+    shared = frozen.store.layout.version(local) / "weights" / "a.bin"
+    flip_a_bit(shared)
+    found = frozen.verify(V1).findings
+    assert [(f.version, f.source) for f in found] == [(V1, "registry"), (local, str(V1))]
+    assert shared.read_bytes() == DATA
+    assert shared.stat().st_ino == frozen.store.path("v1", "weights/a.bin").stat().st_ino
+
+
+def test_a_folder_that_is_made_again_has_its_namespace_s_owner_and_mode(frozen: Case) -> None:
+    top = frozen.store.path("v1")
+    group = os.getgid() if os.getuid() else 2001
+    namespace = NamespaceConfig(gid=group, mode=0o770)
+    for folder in (top, top / "weights"):
+        versions.seal_folder(folder, namespace)
+    top.chmod(0o750)
+    remove_tree(top / "weights")
+    top.chmod(0o550)
+    frozen.verify(V1)
+    for folder in (top, top / "weights"):
+        assert (folder.stat().st_gid, stat.S_IMODE(folder.stat().st_mode)) == (group, 0o550)
+    assert (top / "weights" / "a.bin").read_bytes() == DATA
+
+
 def test_the_good_copy_of_another_version_is_linked_without_a_request(frozen: Case) -> None:
     frozen.store.freeze("v2", frozen.put(weights__a_bin=DATA), is_linked=False)
     flip_a_bit(frozen.store.path("v1", "weights/a.bin"))
@@ -264,6 +294,44 @@ def test_an_object_that_changed_cannot_be_the_repair(frozen: Case) -> None:
     assert error_of(frozen.store.path("v1")) is None
 
 
+def test_what_could_not_be_put_right_is_remembered_until_it_is(frozen: Case) -> None:
+    layout = frozen.store.layout
+    assert (versions.damage(layout, V1), versions.damaged(layout)) == (None, {})
+    damaged(frozen)
+    frozen.registry.is_down = True
+    reason = f"weights/a.bin: wrong bytes: {frozen.one().error}"
+    assert versions.damaged(layout) == {V1: reason}
+    assert versions.damage(layout, V1) == reason
+    frozen.verify(repairs=False)
+    assert versions.damaged(layout)
+    frozen.registry.is_down = False
+    assert frozen.one().is_repaired
+    assert versions.damaged(layout) == {}
+
+
+def test_what_is_wrong_with_a_version_stays_remembered_when_a_shared_file_is_mended(
+    case: Case,
+) -> None:
+    """A verify of v1 alone mends what it shares with v2, and knows no more of v2."""
+    case.store.freeze("v1", case.put(weights__a_bin=DATA))
+    case.store.freeze("v2", case.put(weights__a_bin=DATA, config_json=b"{}"))
+    flip_a_bit(case.store.path("v2", "config.json"))
+    case.registry.take("models/acme/llama/config.json")
+    assert not case.verify().is_sound
+    flip_a_bit(case.store.path("v1", "weights/a.bin"))
+    assert [f.version for f in case.verify(V1).findings] == [V1, V2]
+    assert "config.json" in versions.damaged(case.store.layout)[V2]
+    assert "config.json" in (error_of(case.store.path("v2")) or "")
+
+
+def test_a_version_that_was_deleted_is_not_damaged(frozen: Case) -> None:
+    damaged(frozen)
+    frozen.registry.is_down = True
+    frozen.verify()
+    versions.retire(frozen.store.layout, V1)
+    assert versions.damaged(frozen.store.layout) == {}
+
+
 def test_an_object_that_is_gone_is_named(frozen: Case) -> None:
     damaged(frozen)
     frozen.registry.take("models/acme/llama/weights/a.bin")
@@ -317,8 +385,12 @@ def test_a_damaged_manifest_condemns_no_file(frozen: Case) -> None:
         finding = frozen.one()
         assert (finding.problem, finding.is_repaired) == (Problem.MANIFEST, False)
         assert frozen.store.path("v1", "config.json").read_bytes() == b"{}"
+        assert "damaged manifest" in versions.damaged(frozen.store.layout)[V1]
     manifest.unlink()
     assert frozen.one().problem is Problem.MANIFEST
+    manifest.write_bytes(right)
+    assert frozen.verify().is_sound
+    assert versions.damaged(frozen.store.layout) == {}
 
 
 def test_a_version_that_is_lost_whole_is_named(frozen: Case) -> None:
@@ -326,6 +398,7 @@ def test_a_version_that_is_lost_whole_is_named(frozen: Case) -> None:
     frozen.store.path("v1").rename(frozen.store.root / "oops")
     finding = frozen.one()
     assert (finding.problem, finding.is_repaired) == (Problem.VERSION, False)
+    assert versions.damaged(frozen.store.layout).keys() == {V1}
 
 
 def test_a_version_that_was_deleted_is_not_missed(frozen: Case) -> None:
@@ -407,6 +480,7 @@ def test_all_versions_are_those_of_every_model(frozen: Case) -> None:
 
 def test_what_an_earlier_verify_left_is_swept(frozen: Case) -> None:
     left = frozen.store.layout.pending_model(LLAMA) / ".verify-123"
+    left.parent.mkdir(exist_ok=True)
     left.write_bytes(b"half")
     frozen.verify()
     assert not left.exists()

@@ -1,14 +1,18 @@
 """Versions and aliases as they lie in the store."""
 
+import errno
 import json
 import os
+import stat
 import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from modelfs.config import NamespaceConfig
 from modelfs.errors import AlreadyExists, Busy, InvalidName, ModelfsError, NotFound, StoreError
+from modelfs.names import ModelId
 from modelfs.store import pending as freezing
 from modelfs.store import versions
 from modelfs.store.layout import Layout, remove_tree
@@ -94,7 +98,7 @@ def test_what_was_removed_is_swept(layout: Layout) -> None:
     versions.retire(layout, made.id)
     assert not layout.version(made.id).exists()
     versions.sweep(layout, LLAMA)
-    assert list(layout.pending_model(LLAMA).iterdir()) == []
+    assert not layout.pending_model(LLAMA).exists()
     assert not layout.manifest(made.id).exists()
     assert json.loads(layout.retired(made.id).read_bytes())["version"] == "v1"
 
@@ -211,6 +215,100 @@ def test_a_lock_of_a_pending_folder_that_was_made_anew_is_not_taken_for_the_new_
     monkeypatch.setattr(freezing.fcntl, "flock", too_late)
     assert freezing.take_over(layout, old.id) is None
     os.close(held[0])
+
+
+SOURCE = ModelId("team-b", "base")
+
+
+def test_a_source_is_remembered_as_a_link_and_forgotten(layout: Layout) -> None:
+    link = layout.model(LLAMA) / "main"
+    versions.set_source(layout, LLAMA, SOURCE, NamespaceConfig(mode=0o750))
+    assert os.readlink(link) == "../../team-b/base/main"
+    found = versions.shelf(layout, LLAMA)
+    assert (found.source, found.aliases, found.has_versions) == (SOURCE, {}, False)
+    assert versions.models(layout, "acme") == {"llama"}
+    assert stat.S_IMODE((layout.models / "acme").stat().st_mode) == 0o750
+    make(layout, "v1")
+    assert versions.shelf(layout, LLAMA).aliases == {"latest": "v1"}
+    with pytest.raises(InvalidName):
+        versions.make_alias(layout, LLAMA, "production", "main", 0)
+    versions.set_source(layout, LLAMA, ModelId("team-b", "other"), NamespaceConfig())
+    assert versions.shelf(layout, LLAMA).source == ModelId("team-b", "other")
+    for _ in range(2):
+        versions.set_source(layout, LLAMA, None, NamespaceConfig())
+        assert versions.shelf(layout, LLAMA).source is None
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        *("v1", "../base/main", "../../team-b/base", "../../team-b/base/main/", "/main"),
+        *("../../../base/main", "../../../../main", "../../.hidden/base/main", "../.././b/main"),
+    ],
+)
+def test_a_main_that_is_no_link_of_ours_is_no_source(layout: Layout, target: str) -> None:
+    layout.model(LLAMA).mkdir(parents=True)
+    (layout.model(LLAMA) / "main").symlink_to(target)
+    found = versions.shelf(layout, LLAMA)
+    assert (found.source, found.aliases) == (None, {})
+    versions.set_source(layout, LLAMA, SOURCE, NamespaceConfig())
+    assert versions.shelf(layout, LLAMA).source == SOURCE
+
+
+def test_what_a_crash_left_gets_its_namespace_s_owner_and_mode(layout: Layout) -> None:
+    made = make(layout, "v1")
+    folder = layout.version(made.id)
+    folder.chmod(0o755)  # as it is moved
+    group = os.getgid() if os.getuid() else 2001
+    versions.finish_publish(layout, made.id, NamespaceConfig(gid=group, mode=0o770))
+    assert (folder.stat().st_gid, stat.S_IMODE(folder.stat().st_mode)) == (group, 0o550)
+
+
+def test_who_may_not_give_folders_away_keeps_them(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make(layout, "v1")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "no")
+
+    monkeypatch.setattr(os, "chown", refuse)
+    versions.seal_folder(layout.version(made.id), NamespaceConfig(uid=4711, mode=0o700))
+    found = layout.version(made.id).stat()
+    assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (os.getuid(), 0o500)
+
+
+def test_folders_that_move_into_another_quota_s_realm_keep_owner_and_mode(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = os.getgid() if os.getuid() else 2001
+    namespace = NamespaceConfig(gid=group, mode=0o770)
+    made = replace(manifest(entry("in/a", b"data"), folders=("in",)), ready_ns=1)
+    os.close(freezing.claim(layout, made, 4))
+    pending = layout.pending(made.id)
+    freezing.make_folders(pending, made)
+    (pending / "files/in/a").write_bytes(b"data")
+    freezing.seal_folders(pending / "files", made, namespace)
+    rename = Path.rename
+
+    def to_another_realm(path: Path, target: Path) -> Path:
+        if path.name == "files":
+            raise OSError(errno.EXDEV, "another realm")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", to_another_realm)
+    versions.publish(layout, made, pending / "files", namespace)
+    for folder in (layout.version(made.id), layout.version(made.id) / "in"):
+        assert (folder.stat().st_gid, stat.S_IMODE(folder.stat().st_mode)) == (group, 0o550)
+    assert (layout.version(made.id) / "in/a").read_bytes() == b"data"
+
+
+def test_files_of_the_source_s_versions_are_the_same_files(layout: Layout) -> None:
+    made = make(layout, "v1")
+    local = replace(made, namespace="team-b", ready_ns=None)
+    assert freezing.unchanged_files(layout, local) == {}
+    [(_, path)] = freezing.unchanged_files(layout, replace(local, source="acme/llama")).values()
+    assert path == layout.version(made.id) / "a"
 
 
 def test_a_version_without_its_manifest_is_not_found(layout: Layout) -> None:
