@@ -220,9 +220,11 @@ def refused(number: int) -> Iterator[None]:
     assert caught.value.errno == number, caught.value
 
 
-def wait_until(condition: Callable[[], bool], limit_s: float = 10.0) -> None:
+def wait_until(
+    condition: Callable[[], bool], limit_s: float = 10.0, *, pause_s: float = 0.05
+) -> None:
     """Return when the condition holds; fail after a while."""
     end = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < end, "it did not come to hold in time"
-        time.sleep(0.05)
+        time.sleep(pause_s)

@@ -28,6 +28,7 @@ MOUNTED_MIN_S = 60.0  # how long one stays after its last use: who walks a tree 
 BUSY_MAX = 8  # mounts in use that are met before one more version is served through FUSE
 WAITING_MAX = 1_000  # versions that wait to be mounted; more are served through FUSE
 COMMAND_LIMIT_S = 10.0
+UNMOUNTED_AT_ONCE = 32  # by one umount(8), when the daemon ends
 HELD_OFF_S = 30.0  # how long a version that was let go (to be removed) is not mounted again
 HELD_OFF_MAX = 10_000
 FAILED_S = 600.0  # how long one that could not be mounted is not tried again
@@ -138,9 +139,9 @@ class NativeVersions:
                 self.touch(version)
         return len(self._mounted) < MOUNTS_MAX
 
-    async def _unmount(self, version: VersionId, *options: str) -> bool:
+    async def _unmount(self, version: VersionId) -> bool:
         target = self._target(version)
-        said = await _command("umount", "--no-canonicalize", *options, str(target))
+        said = await _command("umount", "--no-canonicalize", str(target))
         if said is not None and mountpoints.at(target) is not None:
             log.debug("%s stays mounted: %s", version, said)
             return False
@@ -158,8 +159,13 @@ class NativeVersions:
         self._is_enabled = False
         self._waiting.clear()
         async with self._lock:
-            for version in list(self._mounted):
-                await self._unmount(version, "--lazy")
+            targets = [str(self._target(version)) for version in self._mounted]
+            for start in range(0, len(targets), UNMOUNTED_AT_ONCE):
+                some = targets[start : start + UNMOUNTED_AT_ONCE]
+                said = await _command("umount", "--no-canonicalize", "--lazy", *some)
+                if said is not None:
+                    log.debug("unmounting at the end: %s", said)
+            self._mounted.clear()
 
 
 async def _command(*words: str) -> str | None:

@@ -34,8 +34,9 @@ from modelfs.store.manifest import Manifest, from_json
 
 log = logging.getLogger(__name__)
 
-CLAIM_MAX_S = 3600.0  # a claim is made within seconds
+CLAIM_MAX_S = 3600.0  # a claim is made within seconds, a file gets its name as fast
 ALIAS_LOG_MAX = 10 << 20  # bytes; the older half is dropped when it is longer
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")  # of write_durably, and of `latest`
 
 # The names under which `ln -sfn` of coreutils, and `modelfs alias`, make a link before they
 # rename it to the alias.
@@ -333,10 +334,16 @@ def sweep(layout: Layout, model: ModelId) -> None:
 
 
 def sweep_claims(layout: Layout, model: ModelId) -> None:
-    """Remove the claims of a model that were never finished."""
+    """Remove the claims of a model, and the files beside its versions, that were never finished."""
+    before = time.time() - CLAIM_MAX_S
     for path in _left_in(layout.pending_model(model), ".made-"):
-        if time.time() - path.stat().st_mtime > CLAIM_MAX_S:
+        if path.stat().st_mtime < before:
             remove_tree(path)
+    retired = layout.retired_root / model.namespace / model.name
+    for folder in (layout.model(model), layout.manifests(model), retired):
+        for path in _left_in(folder, "."):
+            if _TEMPORARY.fullmatch(path.name) and path.lstat().st_mtime < before:
+                path.unlink(missing_ok=True)
     _drop_pending_folder(layout, model)
 
 

@@ -1,181 +1,181 @@
-"""Objects that others change in the middle of a freeze, at each of its steps.
+"""Objects that are overwritten, deleted or added at every step of a freeze, on Ceph's gateway.
 
-The daemon is held at the step (tests/launchers/serve.py, Steps), the bucket is changed, and
-the daemon goes on. A version is the listing at mkdir, whole, or it has failed and says why.
+A version is the listing at mkdir, whole, or it is failed and says which key is to blame. On a
+versioned bucket it is always the listing at mkdir.
 """
 
 import json
-import os
-import threading
-import time
-from collections.abc import Callable
-from itertools import count
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.endpoints import S3Endpoint
 from tests.mount.conftest import MakeMount
-from tests.mounting import Mount, content, launcher, put, wait_until, xattr
+from tests.mounting import Mount, content, is_ready, launcher, put, xattr
+from tests.mounting import wait_until as wait_at_leisure
 
-pytestmark = [pytest.mark.mount, pytest.mark.ceph, pytest.mark.timeout(150, func_only=True)]
+pytestmark = [pytest.mark.mount, pytest.mark.ceph]
 
-MIB = 1 << 20
-PARTS = 3  # of the large file
-STEPS_MIN = 15  # a sweep of fewer has not met the freeze
-LISTINGS = ("list_page", "list_versions_page")
+KIB = 1024
+PART = 64 * KIB
+FILES = {
+    "empty": b"",
+    "folder/vocabulary": b"odd",
+    "tokenizer.json": b"linked from an earlier version",
+    "weights.bin": random.Random(1).randbytes(2 * PART + 5),
+}
+TARGETS = ("weights.bin", "folder/vocabulary")  # changed by turns
+LISTINGS = {"list_page", "list_versions_page"}
+STEPS_AT_LEAST = 30  # of one freeze: fewer, and something is no longer counted
 
-Change = Callable[[S3Endpoint], None]
+Files = dict[str, bytes]
+wait_until = partial(wait_at_leisure, limit_s=30.0, pause_s=0.005)  # in hundreds of rounds
 
 
-class Sweep:
-    """Freezes of a model anew, each held at a later step; see `round`."""
+def overwrite(bucket: S3Endpoint, target: str) -> Files:
+    """Put other bytes, of the same size; return what the model holds then."""
+    data = FILES[target][::-1]
+    put(bucket, {target: data})
+    return {**FILES, target: data}
 
-    def __init__(self, mount: Mount, file: Path) -> None:
-        self.mount = mount
-        self._file = file
-        self._held = file.with_name(f"{file.name}.held")
 
-    def round(self, number: int, change: Change) -> tuple[Path, list[str] | None]:
-        """Freeze version `number`, changing the bucket at its step `number`.
+def delete(bucket: S3Endpoint, target: str) -> Files:
+    bucket.client.delete_object(Bucket=bucket.bucket, Key=f"models/acme/llama/{target}")
+    return {path: data for path, data in FILES.items() if path != target}
 
-        Return the version's folder when it is over, and the steps up to where it was held:
-        None where it was over before.
-        """
-        version = self.mount.model / f"v{number}"
-        self._file.write_text(f"pause {number} {version.name}")
-        freezing = threading.Thread(target=version.mkdir)
-        freezing.start()
-        while not self._held.exists() and (freezing.is_alive() or not self._is_over(version)):
-            time.sleep(0.005)
-        steps = json.loads(self._held.read_text()) if self._held.exists() else None
-        if steps is not None:
-            change(self.mount.bucket)
-        self._file.unlink()
-        self._held.unlink(missing_ok=True)
-        freezing.join()
-        wait_until(lambda: xattr(version, "state") != "downloading", 30)
-        return version, steps
 
-    def _is_over(self, version: Path) -> bool:
-        """Tell whether a version is ready or has failed: by its files, since all may be held."""
-        store = self.mount.store
-        ready = store / "models" / "acme" / "llama" / version.name
-        pending = store / "pending" / "acme" / "llama" / version.name
-        return (pending / "failed").exists() or (ready.exists() and not pending.exists())
+def add(bucket: S3Endpoint, target: str) -> Files:
+    put(bucket, {f"{target}.added": b"new"})
+    return {**FILES, f"{target}.added": b"new"}
 
 
 @pytest.fixture
-def sweep(ceph_bucket: S3Endpoint, make_mount: MakeMount, tmp_path: Path) -> Sweep:
-    file = tmp_path / "steps"
-    mount = make_mount(ceph_bucket, launcher=launcher(steps=file), part_size=MIB)
-    mount.model.mkdir(parents=True)
-    return Sweep(mount, file)
+def versioned_bucket(ceph_bucket: S3Endpoint) -> Iterator[S3Endpoint]:
+    """A bucket that keeps the versions of its objects."""
+    client, name = ceph_bucket.client, ceph_bucket.bucket
+    client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
+    yield ceph_bucket
+    for page in client.get_paginator("list_object_versions").paginate(Bucket=name):
+        for item in (*page.get("Versions", ()), *page.get("DeleteMarkers", ())):
+            client.delete_object(Bucket=name, Key=item["Key"], VersionId=item["VersionId"])
 
 
-def files_of(round_number: int) -> dict[str, bytes]:
-    """Return a model all of whose objects are others than in the rounds before."""
-    mark = b"%d " % round_number
-    return {
-        "config.json": mark,
-        "deep/weights": mark + os.urandom(PARTS * MIB - 5),
-        "last": mark + os.urandom(1000),
-    }
+@dataclass
+class Scene:
+    """A mount whose freezes are held at a step while the bucket is changed."""
+
+    mount: Mount
+    steps: Path
+    change: Callable[[S3Endpoint, str], Files]
+
+    def begin(self) -> None:
+        """Freeze v0, of which a file is linked, and put the others."""
+        put(self.mount.bucket, {"tokenizer.json": FILES["tokenizer.json"]})
+        self.mount.freeze("v0")
+        put(self.mount.bucket, FILES)
+
+    def freeze(self, number: int) -> tuple[str, Files] | None:
+        """Freeze, changing the bucket at a step; return the key that was changed, what is pinned.
+
+        None where the freeze had fewer steps.
+        """
+        version, target = f"v{number}", TARGETS[number % len(TARGETS)]
+        new = self.steps.with_suffix(".new")
+        new.write_text(f"pause {number} {version}")
+        new.replace(self.steps)
+        held = self.steps.with_name("steps.held")
+        with ThreadPoolExecutor(1) as pool:
+            made = pool.submit((self.mount.model / version).mkdir)
+            wait_until(lambda: held.exists() or (made.done() and self._is_over(version)))
+            pinned = None
+            if held.exists():
+                *before, _ = json.loads(held.read_text())
+                held.unlink()
+                changed = self.change(self.mount.bucket, target)
+                pinned = FILES if LISTINGS & {*before} else changed
+            self.steps.unlink()
+            made.result()
+        return None if pinned is None else (target, pinned)
+
+    def _is_over(self, version: str) -> bool:
+        return is_ready(self.mount, version) and not self.mount.status()["freezes"]
+
+    def end(self, version: str) -> str:
+        """Wait until a version is ready or failed."""
+        folder = self.mount.model / version
+        wait_until(lambda: xattr(folder, "state") != "downloading")
+        return xattr(folder, "state")
+
+    def restore(self, target: str) -> None:
+        """Put the bucket back."""
+        put(self.mount.bucket, {target: FILES[target]})
+        key = self.mount.key(f"{target}.added")
+        self.mount.bucket.client.delete_object(Bucket=self.mount.bucket.bucket, Key=key)
 
 
-def delete(bucket: S3Endpoint, path: str) -> None:
-    bucket.client.delete_object(Bucket=bucket.bucket, Key=f"models/acme/llama/{path}")
+@pytest.fixture
+def make_scene(make_mount: MakeMount, tmp_path: Path) -> Callable[..., Scene]:
+    """Make a scene on a bucket."""
+
+    def make(bucket: S3Endpoint, change: Callable[[S3Endpoint, str], Files]) -> Scene:
+        steps = tmp_path / "steps"
+        mount = make_mount(bucket, launcher=launcher(steps=steps), part_size=PART, timeout=30)
+        scene = Scene(mount, steps, change)
+        scene.begin()
+        return scene
+
+    return make
 
 
-def was_listed(steps: list[str]) -> bool:
-    """Tell whether the listing had been taken: it is held before the step that is named last."""
-    return any(name in LISTINGS for name in steps[:-1])
-
-
-def check(
-    sweep: Sweep,
-    version: Path,
-    steps: list[str],
-    before: dict[str, bytes],
-    after: dict[str, bytes],
-    key: str,
-) -> str:
-    """Assert that a version is one state, or has failed because of `key`; return which."""
-    state = xattr(version, "state")
-    if state == "failed":
-        assert was_listed(steps), steps
-        assert key in xattr(version, "error")
+@pytest.mark.timeout(120, func_only=True)
+@pytest.mark.parametrize("change", [overwrite, delete, add])
+def test_a_change_at_any_step_fails_the_freeze_by_name_or_is_not_in_the_version(
+    make_scene: Callable[..., Scene], ceph_bucket: S3Endpoint, change: Callable[..., Files]
+) -> None:
+    scene = make_scene(ceph_bucket, change)
+    seen: Counter[str] = Counter()
+    for number in range(1, 1000):
+        version = scene.mount.model / f"v{number}"
+        if (done := scene.freeze(number)) is None:
+            break
+        target, pinned = done
+        state = scene.end(version.name)
+        seen[state] += 1
+        if state == "ready":
+            assert content(version) == pinned, number
+        else:
+            assert change is not add
+            assert pinned is FILES
+            assert scene.mount.key(target) in xattr(version, "error")
+            assert not (scene.mount.store / "models" / "acme" / "llama" / version.name).exists()
         version.rmdir()
-    else:
-        assert state == "ready"
-        assert content(version) == (before if was_listed(steps) else after), steps
-    return state
+        scene.restore(target)
+    print(number, seen)
+    assert number > STEPS_AT_LEAST
+    assert seen["ready"] > 10
+    assert (seen["failed"] > 0) == (change is not add)
 
 
-@pytest.mark.parametrize("path", ["deep/weights", "last"])
-def test_an_object_that_is_overwritten_in_mid_freeze_is_never_mixed_in(
-    sweep: Sweep, path: str
+@pytest.mark.timeout(120, func_only=True)
+@pytest.mark.parametrize("change", [overwrite, delete, add])
+def test_a_change_at_any_step_does_not_matter_to_a_version_of_a_versioned_bucket(
+    make_scene: Callable[..., Scene], versioned_bucket: S3Endpoint, change: Callable[..., Files]
 ) -> None:
-    seen: set[str] = set()
-    for number in count(1):
-        before, after = files_of(number), files_of(-number)
-        changed = {path: after[path]}
-        put(sweep.mount.bucket, before)
-        version, steps = sweep.round(number, lambda bucket, new=changed: put(bucket, new))
-        if steps is None:
+    scene = make_scene(versioned_bucket, change)
+    for number in range(1, 1000):
+        version = scene.mount.model / f"v{number}"
+        if (done := scene.freeze(number)) is None:
             break
-        seen.add(check(sweep, version, steps, before, {**before, **changed}, path))
-    assert seen == {"ready", "failed"}
-    assert number > STEPS_MIN
-
-
-def test_an_object_that_is_deleted_in_mid_freeze_is_in_the_version_or_the_reason(
-    sweep: Sweep,
-) -> None:
-    seen: set[str] = set()
-    for number in count(1, 2):
-        before = files_of(number)
-        after = {path: data for path, data in before.items() if path != "last"}
-        put(sweep.mount.bucket, before)
-        version, steps = sweep.round(number, lambda bucket: delete(bucket, "last"))
-        if steps is None:
-            break
-        seen.add(check(sweep, version, steps, before, after, "last"))
-    assert seen == {"ready", "failed"}
-    assert number > STEPS_MIN
-
-
-def test_an_object_that_is_added_in_mid_freeze_is_in_no_version(sweep: Sweep) -> None:
-    added = {"new": b"new"}
-    for number in count(1, 2):
-        before = files_of(number)
-        delete(sweep.mount.bucket, "new")
-        put(sweep.mount.bucket, before)
-        version, steps = sweep.round(number, lambda bucket: put(bucket, added))
-        if steps is None:
-            break
-        assert check(sweep, version, steps, before, {**before, **added}, "") == "ready"
-    assert number > STEPS_MIN
-
-
-def test_on_a_versioned_bucket_a_version_is_always_the_listing_at_mkdir(sweep: Sweep) -> None:
-    bucket = sweep.mount.bucket
-    bucket.client.put_bucket_versioning(
-        Bucket=bucket.bucket, VersioningConfiguration={"Status": "Enabled"}
-    )
-
-    def change(bucket: S3Endpoint) -> None:
-        put(bucket, {"deep/weights": b"overwritten", "new": b"added"})
-        delete(bucket, "last")
-
-    for number in count(1, 2):
-        before = files_of(number)
-        delete(bucket, "new")
-        put(bucket, before)
-        version, steps = sweep.round(number, change)
-        if steps is None:
-            break
-        after = {"config.json": before["config.json"], "new": b"added"}
-        after["deep/weights"] = b"overwritten"
-        assert check(sweep, version, steps, before, after, "") == "ready"
-    assert number > STEPS_MIN
+        target, pinned = done
+        assert scene.end(version.name) == "ready", xattr(version, "error")
+        assert content(version) == pinned, number
+        version.rmdir()
+        scene.restore(target)
+    print(number)
+    assert number > STEPS_AT_LEAST

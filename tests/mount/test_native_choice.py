@@ -1,6 +1,6 @@
 """Which versions are bind-mounted, and which gives way to another: without mounting any."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -30,14 +30,21 @@ class Kernel:
 
     async def command(self, *words: str) -> str | None:
         await trio.lowlevel.checkpoint()
+        if words[0] == "mount":
+            return self._do(*words, to=self.mounted.append)
+        said = [
+            self._do("umount", word, to=self.mounted.remove)
+            for word in words
+            if word.startswith(f"{HUB}/")
+        ]
+        return next(filter(None, said), None)
+
+    def _do(self, *words: str, to: Callable[[Path], None]) -> str | None:
         target = Path(words[-1])
         self.commands.append((words[0], target.name))
         if target in self.refused | self.in_use:
             return "no"
-        if words[0] == "mount":
-            self.mounted.append(target)
-        else:
-            self.mounted.remove(target)
+        to(target)
         return None
 
     def at(self, path: Path) -> Mounted | None:
@@ -153,9 +160,9 @@ async def test_nothing_is_mounted_any_more_when_the_daemon_ends(
     kernel: Kernel, tmp_path: Path
 ) -> None:
     async with running(tmp_path) as versions:
-        for wanted in many(2):
+        for wanted in many(MOUNTS):
             versions.want(wanted)
-        await until(lambda: len(versions.mounted) == 2)
+        await until(lambda: len(versions.mounted) == MOUNTS)
         versions.want(version("v8"))
         await versions.release_all()
         versions.want(version("v9"))

@@ -5,6 +5,7 @@ import json
 import os
 import stat
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,6 +102,31 @@ def test_what_was_removed_is_swept(layout: Layout) -> None:
     assert not layout.pending_model(LLAMA).exists()
     assert not layout.manifest(made.id).exists()
     assert json.loads(layout.retired(made.id).read_bytes())["version"] == "v1"
+
+
+def test_what_was_begun_an_hour_ago_and_never_finished_is_swept(layout: Layout) -> None:
+    made = make(layout, "v1")
+    claim = layout.pending_model(LLAMA) / ".made-0123456789abcdef0123456789abcdef"
+    claim.mkdir(parents=True)
+    (claim / "lock").touch()
+    unnamed = [
+        path.with_name(f".{path.name}.0123456789abcdef0123456789abcdef")
+        for path in (layout.manifest(made.id), layout.alias_log(LLAMA), layout.retired(made.id))
+    ]
+    layout.retired(made.id).parent.mkdir(parents=True)
+    for path in unnamed:
+        path.touch()
+    unnamed.append(layout.model(LLAMA) / ".latest.0123456789abcdef0123456789abcdef")
+    unnamed[-1].symlink_to("v1")
+    left = {claim, *unnamed}
+    versions.sweep_claims(layout, LLAMA)
+    assert {path for path in left if path.is_symlink() or path.exists()} == left
+    for path in left:
+        os.utime(path, (0, time.time() - versions.CLAIM_MAX_S - 1), follow_symlinks=False)
+    versions.sweep_claims(layout, LLAMA)
+    assert {path for path in left if path.is_symlink() or path.exists()} == set()
+    assert versions.read_manifest(layout, made.id) == made
+    assert aliases(layout) == {"latest": "v1"}
 
 
 def test_a_version_that_an_alias_points_at_stays(layout: Layout) -> None:
