@@ -4,8 +4,8 @@
 
 slow-get is the least time of a GET; with gate, a GET waits until FILE is there; host is
 what the node calls itself; orphans is how often freezes of dead nodes are looked for;
-patience is how long the store may take to answer; steps
-counts what is done to the disk and the registry, and ends or holds the daemon (see Steps).
+patience is how long the store may take to answer; steps counts what is done to the disk and the
+registry, and ends or holds the daemon (see Steps).
 """
 
 import functools

@@ -259,8 +259,9 @@ async def test_after_a_failed_try_what_others_changed_meanwhile_stays(tmp_path: 
 
 @trio_test
 async def test_a_file_that_is_written_again_after_an_upload_without_an_answer_is_no_conflict(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(writebacks, "RETRY_FIRST_S", 60.0)  # no try between the two writes
     store = FakeStore()
     base = store.place(PREFIX + "a", b"old")
     async with open_house(tmp_path / "s", store, is_crash=True) as house:
