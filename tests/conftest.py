@@ -14,18 +14,16 @@ CEPH_REQUIRED = os.environ.get("MODELFS_REQUIRE_CEPH") == "1"
 CEPH_DIRECTORY = Path(os.environ.get("MODELFS_CEPH_DIR") or f"/tmp/modelfs-ceph-{os.getuid()}")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Leave the start of a cluster, which has its own limit, out of a test's time.
 
     With pytest-xdist all that need the cluster run in one process: some stop its daemons.
     """
-    for item in items:
-        if item.get_closest_marker("ceph"):
-            if not item.get_closest_marker("timeout"):
-                item.add_marker(pytest.mark.timeout(60, func_only=True))
-            if config.pluginmanager.hasplugin("xdist"):
-                item.add_marker(pytest.mark.xdist_group("ceph"))
+    if item.get_closest_marker("ceph"):
+        if not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(60, func_only=True))
+        if item.config.pluginmanager.hasplugin("xdist"):
+            item.add_marker(pytest.mark.xdist_group("ceph"))
 
 
 @pytest.fixture(scope="session")

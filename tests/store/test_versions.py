@@ -66,6 +66,23 @@ def test_a_version_is_plain_and_read_only_with_its_manifest_beside_it(layout: La
     assert versions.models(layout, "nobody") == set()
 
 
+def test_who_may_not_move_a_sealed_folder_opens_it_for_that_moment(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename, sealed = os.rename, []
+
+    def as_plain_user(source: Path, target: Path) -> None:
+        if not os.stat(source).st_mode & stat.S_IWUSR:
+            sealed.append(source)
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(source))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", as_plain_user)
+    made = make(layout, "v1")
+    assert sealed == [layout.pending(made.id) / "files"]
+    assert stat.S_IMODE(layout.version(made.id).stat().st_mode) == 0o555
+
+
 def test_latest_is_what_became_ready_last_and_falls_back(layout: Layout) -> None:
     make(layout, "v1", 100)
     make(layout, "v3", 300)
