@@ -20,7 +20,9 @@ from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.client import Config
 from botocore.credentials import ReadOnlyCredentials
+from botocore.exceptions import BotoCoreError
 
+from modelfs.errors import RegistryUnavailable
 from modelfs.registry.s3 import S3Settings, S3Store
 
 CEPH_DEV = Path(__file__).parent / "tools" / "ceph-dev"
@@ -160,7 +162,14 @@ def fresh_bucket(server: S3Server, folder: Path) -> Iterator[S3Endpoint]:
         yield endpoint
     finally:
         if server.kind != "moto":  # which forgets by itself
-            _remove_bucket(endpoint, write_credentials(file, server.access_key, server.secret_key))
+            keys = write_credentials(file, server.access_key, server.secret_key)
+            for is_last in (False, False, True):  # a cluster that had a fault may be slow yet
+                try:
+                    _remove_bucket(endpoint, keys)
+                    break
+                except (RegistryUnavailable, BotoCoreError):
+                    if is_last:
+                        raise
 
 
 def _remove_bucket(bucket: S3Endpoint, credentials: Path) -> None:

@@ -54,6 +54,12 @@ def waits_and_says_why(node: Mount) -> bool:
     return any("does not answer" in (freeze["error"] or "") for freeze in freezes)
 
 
+def answers(node: Mount) -> bool:
+    """Tell whether a node has noticed that registry and store are back."""
+    status = node.status()
+    return bool(status["reachable"] and status["store"]["answers"])
+
+
 @pytest.mark.parametrize("verb", ["kill", "pause"])
 @pytest.mark.parametrize("daemon", ["osd", "mds", "rgw"])
 def test_a_freeze_and_reads_outlive_a_daemon_of_ceph(
@@ -87,5 +93,6 @@ def test_a_freeze_and_reads_outlive_a_daemon_of_ceph(
     assert content(other.model / "v1") == files
     assert content(other.model / "v2") == {**files, **changed}
     assert attempt(READ, other.main / "more", limit_s=BACK_S).errno == 0
+    wait_until(lambda: all(answers(mount) for mount in (node, other)), BACK_S)
     (node.main / "after").write_bytes(b"and it is written again")
     assert ceph_bucket.get(node.key("after")) == b"and it is written again"
