@@ -179,7 +179,7 @@ class _Daemon:
             disk,
             local_only=config.local_only,
             max_bytes=config.staged_max,
-            check_store=health.check_now,
+            check_store=health.check_there,
         )
         fetcher = Fetcher(registry, background, disk, config.parallel_requests)
         writeback = Writeback(registry, staging, cache, background, host=layout.host)

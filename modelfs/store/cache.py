@@ -24,7 +24,7 @@ from modelfs.concurrency import Background, Threads
 from modelfs.errors import StoreError
 from modelfs.registry.objects import ObjectId, ObjectInfo
 from modelfs.store import sidecar
-from modelfs.store.layout import free_bytes
+from modelfs.store.layout import close_fd, free_bytes
 from modelfs.store.parts import Flight, PartFile
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class CachedFile(PartFile):
         super().leave()
         if self.users == 0:
             for fd in self._former_fds:
-                os.close(fd)
+                close_fd(fd)
             self._former_fds.clear()
 
     @property

@@ -89,6 +89,7 @@ class Freeze:
         disk: Threads,
         part_size: int,
         namespace: NamespaceConfig,
+        unchanged: pending.Unchanged | None = None,
     ) -> None:
         self.manifest = manifest
         self.folders = as_tree(manifest)  # once: it is asked for by every lookup in it
@@ -107,6 +108,7 @@ class Freeze:
         self._disk = disk
         self._part_size = part_size
         self._namespace = namespace
+        self._unchanged = unchanged  # as mkdir has found them, for the first try
         self._coming: dict[str, PartFile] = {}
         self._wrong: Counter[str] = Counter()
         self._came: dict[str, set[str]] = {}  # the SHA-256 of what nothing confirmed, by path
@@ -127,8 +129,7 @@ class Freeze:
             with self.scope:
                 await self._run(when_ready)
         finally:
-            if self.is_ours:
-                close_fd(self._lock_fd)
+            close_fd(self._lock_fd)
             self.over.set()
 
     async def _run(self, when_ready: Callable[[Manifest], None]) -> None:
@@ -138,10 +139,13 @@ class Freeze:
                 if not await self._hold():
                     return
                 try:
-                    if not await self._disk.run(self._layout.version(self.manifest.id).is_dir):
+                    if await self._disk.run(self._layout.version(self.manifest.id).is_dir):
+                        of = (self._layout, self.manifest.id)
+                        manifest = await self._disk.run(versions.read_manifest, *of)
+                    else:
                         await self._bring_all()
-                        await self._publish()
-                    await self._become_ready(when_ready)
+                        manifest = await self._publish()
+                    await self._become_ready(manifest, when_ready)
                 except (Stale, NotFound, WrongBytes) as error:
                     await self.fail(str(error))
             except ModelfsError as error:  # the registry is down, or refuses: that may pass
@@ -157,12 +161,17 @@ class Freeze:
 
     async def _hold(self) -> bool:
         """See that the lock is ours still; else another node goes on, or has ended the freeze."""
-        held = await self._disk.run(pending.hold, self._layout, self.manifest.id, self._lock_fd)
-        if held is None:
-            log.warning("the freeze of %s is another node's now", self.manifest.id)
+        layout, version = self._layout, self.manifest.id
+        if await self._disk.run(pending.holds, layout, version, self._lock_fd):
+            return True
+        close_fd(self._lock_fd)
+        self._lock_fd = -1  # if what follows fails, too
+        taken = await self._disk.run(pending.take_over, layout, version)
+        if taken is None:
+            log.warning("the freeze of %s is another node's now", version)
             self.is_ours = False
             return False
-        self._lock_fd = held
+        self._lock_fd = taken
         return True
 
     def _wait_because(self, reason: str) -> None:
@@ -182,7 +191,9 @@ class Freeze:
             pending.finished, self._folder / "files", self.manifest.files
         ):
             self.done[entry.path] = entry
-        local = await self._disk.run(pending.unchanged_files, self._layout, self.manifest)
+        local, self._unchanged = self._unchanged, None
+        if local is None:
+            local = await self._disk.run(pending.unchanged_files, self._layout, self.manifest)
         works = [
             partial(self._bring, entry, local.get(entry.object.id))
             for entry in self.manifest.files
@@ -331,15 +342,17 @@ class Freeze:
             *(entry.key, entry.etag),
         )
 
-    async def _publish(self) -> None:
+    async def _publish(self) -> Manifest:
         files = [self.done[entry.path] for entry in self.manifest.files]
         manifest = self.manifest.completed(files, time.time_ns())
         files_folder, namespace = self._folder / "files", self._namespace
         await self._disk.run(pending.seal_folders, files_folder, manifest, namespace)
         await self._disk.run(versions.publish, self._layout, manifest, files_folder, namespace)
+        return manifest
 
-    async def _become_ready(self, when_ready: Callable[[Manifest], None]) -> None:
-        manifest = await self._disk.run(versions.read_manifest, self._layout, self.manifest.id)
+    async def _become_ready(
+        self, manifest: Manifest, when_ready: Callable[[Manifest], None]
+    ) -> None:
         self.state, self.error, self.manifest = State.READY, None, manifest
         log.info("%s is ready: %d files, %d bytes", manifest.id, len(manifest.files), manifest.size)
         when_ready(manifest)

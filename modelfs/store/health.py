@@ -52,20 +52,24 @@ class StoreHealth:
         if self.state.error is not None:
             raise StoreError(self.state.error)
 
-    def check_now(self) -> None:
-        """Raise StoreError where something would be made on the wrong disk; for a thread."""
+    def check_there(self) -> None:
+        """Raise StoreError where the store is away, as far as one stat tells; for a thread."""
         self.check()
-        self._check_disk()
         self._layout.check_there()
 
+    def check_now(self) -> None:
+        """Raise StoreError where something would be made on the wrong disk; for a thread."""
+        self.check_there()
+        self._check_disk()
+
     async def watch(self, on_return: Callable[[], None] = lambda: None) -> None:
-        """Ask now and then; runs for ever. `on_return` is called when the store is back."""
+        """Ask now and then; runs for ever. `on_return` runs in a thread when the store is back."""
         while True:
             was_away = self.state.error is not None
             await self.ask()
             is_away = self.state.error is not None
             if was_away and not is_away:
-                on_return()
+                await self._thread.run_or_leave(on_return)
             await trio.sleep(AWAY_INTERVAL_S if is_away else INTERVAL_S)
 
     async def ask(self) -> None:

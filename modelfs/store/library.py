@@ -231,14 +231,15 @@ class Library:
         await self._disk.run(versions.check_unused, self.layout, version)
         self._check_idle((await self.shelf(version.model)).source or version.model)
         manifest = await self._pin(version, caller)
-        needed = await self._check_space(manifest)
+        unchanged = await self._disk.run(pending.unchanged_files, self.layout, manifest)
+        needed = await self._check_space(manifest, unchanged)
         namespace = self._namespace_of(version.model.namespace)
         await self._disk.run(
             versions.make_namespace,
             *(self.layout, version.model.namespace, *namespace.ids, namespace.mode),
         )
         lock_fd = await self._disk.run(pending.claim, self.layout, manifest, needed)
-        self._start(manifest, lock_fd)
+        self._start(manifest, lock_fd, unchanged)
 
     async def _pin(self, version: VersionId, caller: Caller) -> Manifest:
         origin, listing = await self.sources.list_afresh(version.model, caller)
@@ -254,12 +255,11 @@ class Library:
         if writing:
             raise Busy(f"{writing[0].name} is being written, or waits for its upload")
 
-    async def _check_space(self, manifest: Manifest) -> int:
+    async def _check_space(self, manifest: Manifest, here: pending.Unchanged) -> int:
         """Return how many bytes must be fetched; raises NoSpace where they do not fit.
 
         What the freezes under way will still write is counted as used.
         """
-        here = await self._disk.run(pending.unchanged_files, self.layout, manifest)
         needed = sum(
             entry.size
             for entry in manifest.files
@@ -274,7 +274,9 @@ class Library:
             )
         return needed
 
-    def _start(self, manifest: Manifest, lock_fd: int) -> None:
+    def _start(
+        self, manifest: Manifest, lock_fd: int, unchanged: pending.Unchanged | None = None
+    ) -> None:
         freeze = Freeze(
             manifest,
             self.layout,
@@ -285,6 +287,7 @@ class Library:
             disk=self._disk,
             part_size=self._part_size,
             namespace=self._namespace_of(manifest.namespace),
+            unchanged=unchanged,
         )
         self._freezes[manifest.id] = freeze
         self._changed(manifest.id.model)

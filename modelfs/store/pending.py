@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 
 HASH_BYTES = 1 << 20
 
+Unchanged = Mapping[ObjectId, tuple[Entry, Path]]
+"""The files of ready versions that hold objects of a manifest, with their entries there."""
+
 
 def claim(layout: Layout, manifest: Manifest, needed_bytes: int) -> int:
     """Make the pending folder of a new freeze and return its locked file.
@@ -100,10 +103,17 @@ def reserved_bytes(layout: Layout) -> int:
 
 def _written_bytes(folder: Path) -> int:
     """Return how many bytes a freeze has written: a sparse file's blocks do not tell on CephFS."""
-    files = folder / "files"
+    files, partial = folder / "files", folder / "partial"
     found = [os.stat(os.path.join(w, name)) for w, _, names in os.walk(files) for name in names]
-    coming = sum(durable_bytes(path) for path in (folder / "partial").glob("[0-9]*[0-9]"))
+    coming = sum(durable_bytes(partial / name) for name in _names(partial) if name.isdigit())
     return coming + sum(file.st_size for file in found if file.st_nlink == 1)
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
 
 
 def open_coming(path: Path, open_now: Callable[[], None]) -> int:
@@ -136,22 +146,20 @@ def _mark(path: Path) -> Path:
     return path.with_suffix(".durable")
 
 
-def hold(layout: Layout, version: VersionId, lock_fd: int) -> int | None:
-    """Return the lock file of a freeze that goes on: `lock_fd`, or another where that is lost.
+def holds(layout: Layout, version: VersionId, lock_fd: int) -> bool:
+    """Tell whether a freeze's lock file is still locked by us; raises StoreError.
 
-    A store that was gone for a while has forgotten its locks. None where another node works
-    on the freeze now, or has ended it: `lock_fd` is closed then. Raises StoreError where the
-    store is still gone.
+    A store that was gone for a while has forgotten its locks, and its descriptors are dead.
     """
     layout.check_there()
     try:
-        if _is_lock_of(lock_fd, layout.pending(version)):
-            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # no change where it is held
-            return lock_fd
+        if not _is_lock_of(lock_fd, layout.pending(version)):
+            return False
+        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # no change where it is held
     except OSError as error:
         log.warning("the lock of the freeze of %s is lost: %s", version, error.strerror)
-    close_fd(lock_fd)
-    return take_over(layout, version)
+        return False
+    return True
 
 
 def take_over(layout: Layout, version: VersionId) -> int | None:
@@ -162,13 +170,15 @@ def take_over(layout: Layout, version: VersionId) -> int | None:
         return None
     try:
         fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        if _is_lock_of(lock_fd, layout.pending(version)):  # else it ended just now
+            return lock_fd
+    except BlockingIOError:
+        pass
+    except BaseException:
         close_fd(lock_fd)
-        return None
-    if not _is_lock_of(lock_fd, layout.pending(version)):  # it ended just now
-        close_fd(lock_fd)
-        return None
-    return lock_fd
+        raise
+    close_fd(lock_fd)
+    return None
 
 
 def _is_lock_of(lock_fd: int, pending: Path) -> bool:
@@ -207,7 +217,7 @@ def finished(files: Path, entries: Iterable[Entry]) -> list[Entry]:
     return done
 
 
-def unchanged_files(layout: Layout, manifest: Manifest) -> Mapping[ObjectId, tuple[Entry, Path]]:
+def unchanged_files(layout: Layout, manifest: Manifest) -> Unchanged:
     """Return the files of ready versions that hold objects of the manifest.
 
     The versions are this model's, then its source's; the newest first, and no more than are

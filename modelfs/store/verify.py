@@ -166,7 +166,8 @@ class Verifier:
             self._remember(version, found)
             return
         if _is_lost(self._layout, version):
-            why = "modelfs rm it, then freeze what it was under a new name"
+            mark, used = self._layout.manifest(version), self._layout.retired(version)
+            why = f"freeze what it was under a new name; to give it up, move {mark} to {used}"
             found = [self._note(Finding(version, "", Problem.VERSION, "", error=why))]
             self._remember(version, found)
             return

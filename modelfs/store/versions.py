@@ -85,8 +85,11 @@ def namespaces(layout: Layout) -> set[str]:
 
 
 def has_namespace(layout: Layout, namespace: str) -> bool:
-    """Tell whether a namespace has a folder in the store."""
-    return (layout.models / namespace).exists() or (layout.pending_root / namespace).exists()
+    """Tell whether a namespace has a folder in the store; raises StoreError."""
+    if (layout.models / namespace).exists() or (layout.pending_root / namespace).exists():
+        return True
+    layout.check_there()
+    return False
 
 
 def models(layout: Layout, namespace: str, known: Set[str] = frozenset()) -> set[str]:
@@ -94,7 +97,10 @@ def models(layout: Layout, namespace: str, known: Set[str] = frozenset()) -> set
 
     Those of `known`, which are there whatever the store has of them, are not looked at.
     """
-    found = (ModelId(namespace, name) for name in _model_folders(layout, namespace) - known)
+    folders = _model_folders(layout, namespace)
+    if not folders:
+        layout.check_there()
+    found = (ModelId(namespace, name) for name in folders - known)
     return {model.name for model in found if not shelf(layout, model).is_empty}
 
 
@@ -320,7 +326,9 @@ def finish_publish(
 ) -> None:
     """Do what is left when a version is in `models/`; again at a start, whatever a crash left."""
     follow_latest(layout, version.model, version.version)
-    seal_folder(layout.version(version), namespace)
+    folder = layout.version(version)
+    if folder.stat().st_mode & 0o222:  # opened by who is not root, to move it
+        seal_folder(folder, namespace)
     discard_pending(layout, version)
 
 

@@ -14,6 +14,7 @@ import trio
 
 from modelfs.concurrency import Threads
 from modelfs.errors import StoreError
+from modelfs.names import VersionId
 from modelfs.store import health as healths
 from modelfs.store import pending
 from modelfs.store.freeze import State
@@ -55,10 +56,9 @@ def away(root: Path) -> Iterator[None]:
 # ------------------------------------------------------------- after a crash
 
 
-@trio_test
-async def test_a_restart_fetches_only_the_parts_that_were_not_durable(tmp_path: Path) -> None:
-    store, data = large_model()
-    async with open_house(tmp_path / "s", store, is_crash=True) as house:
+async def crash_in_mid_freeze(folder: Path, store: FakeStore) -> None:
+    """Freeze v1 until two batches of parts are durable, and the next one has begun; then crash."""
+    async with open_house(folder, store, is_crash=True) as house:
         gate = store.hold("GetObject")
         store.unhook()
         store.hook(lambda _, r: gate(_, r) if r.offset >= 36 * PART else None)
@@ -70,6 +70,12 @@ async def test_a_restart_fetches_only_the_parts_that_were_not_durable(tmp_path: 
         store.is_down = True
         gate.open()
     store.is_down = False
+
+
+@trio_test
+async def test_a_restart_fetches_only_the_parts_that_were_not_durable(tmp_path: Path) -> None:
+    store, data = large_model()
+    await crash_in_mid_freeze(tmp_path / "s", store)
     before = store.requests()["GetObject"]
     async with open_house(tmp_path / "s", store) as house:
         assert (await house.ended("v1")).state is State.READY
@@ -80,21 +86,18 @@ async def test_a_restart_fetches_only_the_parts_that_were_not_durable(tmp_path: 
 @trio_test
 async def test_durable_parts_are_used_by_a_daemon_with_another_part_size(tmp_path: Path) -> None:
     store, data = large_model()
-    async with open_house(tmp_path / "s", store, is_crash=True) as house:
-        gate = store.hold("GetObject")
-        store.unhook()
-        store.hook(lambda _, r: gate(_, r) if r.offset >= 33 * PART else None)
-        await house.library.freeze(version("v1"), ROOT)
-        mark = house.layout.pending(version("v1")) / "partial" / "0.durable"
-        await until(lambda: mark.exists() and int(mark.read_bytes()) == 32 * PART)
-        await until(lambda: gate.waiting == 4)
-        store.unhook()
-        store.is_down = True
-        gate.open()
-    store.is_down = False
+    await crash_in_mid_freeze(tmp_path / "s", store)
     async with open_house(tmp_path / "s", store, part_size=3 * PART) as house:
         assert (await house.ended("v1")).state is State.READY
         assert house.plain("v1") == {"large": data}
+
+
+@trio_test
+async def test_what_a_freeze_has_written_is_no_longer_reserved(tmp_path: Path) -> None:
+    store, data = large_model()
+    await crash_in_mid_freeze(tmp_path / "s", store)
+    layout = Layout(tmp_path / "s", "node-b")
+    assert pending.reserved_bytes(layout) == len(data) - 32 * PART
 
 
 # ------------------------------------------------------- a disk that refuses
@@ -175,6 +178,41 @@ async def test_a_freeze_whose_lock_was_lost_takes_it_again_and_goes_on(tmp_path:
         store.is_down = False
         assert (await house.ended("v1")).state is State.READY
         assert house.plain("v1") == {"large": data}
+
+
+@trio_test
+async def test_a_store_that_goes_away_again_meanwhile_costs_no_other_file_its_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, data = large_model()
+    take_over, gone = pending.take_over, threading.Event()
+
+    def refuse(layout: Layout, wanted: VersionId) -> int | None:
+        if not gone.is_set():
+            gone.set()
+            raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+        return take_over(layout, wanted)
+
+    async with open_house(tmp_path / "s", store) as house:
+        gate = store.hold("GetObject")
+        await house.library.freeze(version("v1"), ROOT)
+        freeze = house.library._freezes[version("v1")]
+        lost = freeze._lock_fd
+        fcntl.flock(lost, fcntl.LOCK_UN)
+        os.dup2(nothing := os.open(os.devnull, os.O_RDONLY), lost)
+        os.close(nothing)
+        monkeypatch.setattr(pending, "take_over", refuse)
+        store.is_down = True
+        gate.open()
+        store.unhook()
+        await until(lambda: freeze.error is not None)
+        store.is_down = False
+        await until(gone.is_set)
+        others = [os.open(os.devnull, os.O_RDONLY) for _ in range(50)]  # one gets its number
+        assert (await house.ended("v1")).state is State.READY
+        assert house.plain("v1") == {"large": data}
+        for fd in others:
+            os.close(fd)  # still open
 
 
 @trio_test
@@ -334,4 +372,8 @@ async def test_a_disk_that_is_gone_is_no_model_without_versions(tmp_path: Path) 
                 await house.library.shelf(LLAMA)
             with pytest.raises(StoreError, match="is its disk mounted"):
                 await house.library.namespaces()
+            with pytest.raises(StoreError, match="is its disk mounted"):
+                await house.library.has_namespace("acme")
+            with pytest.raises(StoreError, match="is its disk mounted"):
+                await house.library.models("acme")
         assert (await house.library.shelf(LLAMA)).ready == {"v1"}
