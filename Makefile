@@ -29,7 +29,7 @@ test: ## run every test (as root, those against Ceph too)
 	echo "test: pytest $(ARGS)"
 	$(CEPH) $(BIN)/pytest -n $(TEST_PROCESSES) --dist loadgroup $(ARGS)
 
-bench-versions: ## measure versions on Ceph: read, frozen again, 1,000 models (root; half an hour)
+bench-versions: ## measure versions on Ceph: read, frozen again, 1,000 models (root; 20 minutes)
 	tools/setup bench
 	echo "bench-versions: python -m benchmarks.versions $(ARGS)"
 	$(BIN)/python -m benchmarks.versions $(ARGS)

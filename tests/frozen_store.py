@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modelfs.names import ModelId, VersionId
+from modelfs.store import aliases, publishing
 from modelfs.store import pending as pending_room
-from modelfs.store import versions
 from modelfs.store.layout import Layout
 from modelfs.store.manifest import Entry, Manifest, Provenance, folders_of
 
@@ -67,9 +67,9 @@ class FrozenStore:
                 pending_room.seal_file(target, entry)
         manifest = bare.completed(entries, MODIFIED_NS + int.from_bytes(version.encode()[-1:]))
         pending_room.seal_folders(pending / "files", manifest)
-        versions.publish(self.layout, manifest, pending / "files")
-        versions.follow_latest(self.layout, model)
-        versions.discard_pending(self.layout, bare.id)
+        publishing.publish(self.layout, manifest, pending / "files")
+        aliases.follow_latest(self.layout, model)
+        publishing.discard_pending(self.layout, bare.id)
         return bare.id
 
     def quarantined(self) -> dict[str, bytes]:

@@ -212,6 +212,18 @@ def content(folder: Path) -> dict[str, bytes]:
     }
 
 
+def check_sums(version: Path) -> list[bytes]:
+    """Have sha256sum(1) check a version by the checksums beside it; return a line for each file."""
+    checked = subprocess.run(
+        ["sha256sum", "--strict", "-c", f"../.modelfs/versions/{version.name}.sha256"],
+        cwd=version,
+        capture_output=True,
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stdout[-1000:] + checked.stderr[-1000:]
+    return checked.stdout.removesuffix(b"\n").split(b"\n")
+
+
 @contextmanager
 def refused(number: int) -> Iterator[None]:
     """Expect an OSError of this errno."""

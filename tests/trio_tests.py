@@ -27,11 +27,12 @@ from modelfs.store.cache import Cache
 from modelfs.store.freeze import State
 from modelfs.store.health import StoreHealth
 from modelfs.store.layout import Layout
-from modelfs.store.library import Library, VersionView
+from modelfs.store.library import Library
 from modelfs.store.manifest import Provenance
 from modelfs.store.parts import Fetcher
 from modelfs.store.sources import Caller
 from modelfs.store.staging import Staging
+from modelfs.store.views import VersionView
 from modelfs.store.writeback import Writeback
 from tests.fake_store import FakeStore
 

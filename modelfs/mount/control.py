@@ -155,7 +155,6 @@ _ROOT_FILES = {"README": _readme, "status.json": _status}
 async def status(services: Services) -> dict[str, Any]:
     """Return what status.json shows; no request is made for it."""
     config, registry = services.config, services.registry
-    store = services.health.state
     reachability = registry.reachability
     cache = asdict(services.cache.statistics())
     return {
@@ -172,25 +171,9 @@ async def status(services: Services) -> dict[str, Any]:
         "reachable_error": reachability.error,
         "requests": dict(registry.store.requests()),
         "cache": cache,
-        "store": {
-            "path": str(config.store),
-            "answers": store.error is None,
-            "since_ns": store.since_ns,
-            "error": store.error,
-            "free_bytes": store.free_bytes,
-            "total_bytes": store.total_bytes,
-        },
+        "store": _store(services),
         "uploads": _uploads(services),
-        "freezes": [
-            {
-                "version": str(freeze.manifest.id),
-                "state": str(freeze.state),
-                "done_bytes": freeze.done_bytes,
-                "total_bytes": freeze.manifest.size,
-                "error": freeze.error or store.error,
-            }
-            for freeze in services.library.running()
-        ],
+        "freezes": _freezes(services),
         "damaged": [
             {"version": str(version), "error": reason}
             for version, reason in services.library.damaged.items()
@@ -206,6 +189,31 @@ async def status(services: Services) -> dict[str, Any]:
             "bugs": services.bugs,
         },
     }
+
+
+def _store(services: Services) -> dict[str, Any]:
+    state = services.health.state
+    return {
+        "path": str(services.config.store),
+        "answers": state.error is None,
+        "since_ns": state.since_ns,
+        "error": state.error,
+        "free_bytes": state.free_bytes,
+        "total_bytes": state.total_bytes,
+    }
+
+
+def _freezes(services: Services) -> list[dict[str, Any]]:
+    return [
+        {
+            "version": str(freeze.manifest.id),
+            "state": str(freeze.state),
+            "done_bytes": freeze.done_bytes,
+            "total_bytes": freeze.manifest.size,
+            "error": freeze.error or services.health.state.error,
+        }
+        for freeze in services.library.running()
+    ]
 
 
 def _uploads(services: Services) -> list[dict[str, Any]]:

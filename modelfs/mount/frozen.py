@@ -19,9 +19,9 @@ from modelfs.mount.tree import (
 )
 from modelfs.names import VersionId
 from modelfs.store.freeze import State
-from modelfs.store.library import VersionView
 from modelfs.store.manifest import Entry
 from modelfs.store.sources import Caller
+from modelfs.store.views import VersionView
 
 
 class VersionFolder(Folder):

@@ -201,11 +201,15 @@ class Registry:
             raise NotFound(f"no folder {path or 'main'} in {model}")
         return folder
 
-    async def is_bare(self, model: ModelId) -> bool:
-        """Tell whether a model is its marker alone; files in memory are believed, however old."""
+    def knows_files(self, model: ModelId) -> bool:
+        """Tell whether memory holds anything of a model's main/, however old."""
         listing = self._listings.get(self.keys.model(model))
         known = listing.folders.get("") if listing else None
-        if known is not None and not known.is_empty:
+        return known is not None and not known.is_empty
+
+    async def is_bare(self, model: ModelId) -> bool:
+        """Tell whether a model is its marker alone; files in memory are believed, however old."""
+        if self.knows_files(model):
             return False
         try:
             folder = await self.folder(model, "")

@@ -6,7 +6,7 @@ object's size leave an interval for it, in which the tools that upload have few 
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 
 from modelfs.registry.bodies import md5_of
@@ -81,10 +81,14 @@ class MultipartEtag:
         self._left -= len(data)
 
     def hexdigest(self) -> str:
-        digests = [*self._digests, self._part.digest()]
-        etag = multipart_etag([UploadedPart(n, d.hex()) for n, d in enumerate(digests, 1)])
-        assert etag is not None  # each part's is an MD5
-        return etag
+        return _etag_of([*self._digests, self._part.digest()])
+
+
+def _etag_of(digests: Sequence[bytes]) -> str:
+    """Return the ETag of an upload in parts, of the MD5s of these."""
+    etag = multipart_etag([UploadedPart(n, d.hex()) for n, d in enumerate(digests, 1)])
+    assert etag is not None  # each part's is an MD5
+    return etag
 
 
 def expected_etag(fd: int, size: int) -> str:
@@ -92,7 +96,4 @@ def expected_etag(fd: int, size: int) -> str:
     if size <= SINGLE_PUT_MAX:
         return md5_of(fd, 0, size).hex()
     step = part_size_of(size)
-    digests = [md5_of(fd, at, min(step, size - at)) for at in range(0, size, step)]
-    etag = multipart_etag([UploadedPart(n, d.hex()) for n, d in enumerate(digests, 1)])
-    assert etag is not None  # each part's is an MD5
-    return etag
+    return _etag_of([md5_of(fd, at, min(step, size - at)) for at in range(0, size, step)])

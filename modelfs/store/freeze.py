@@ -38,7 +38,7 @@ from modelfs.errors import (
 )
 from modelfs.registry.objects import Checksum, ObjectInfo
 from modelfs.registry.registry import Registry
-from modelfs.store import pending, versions
+from modelfs.store import pending, publishing, versions
 from modelfs.store.cache import Cache, CachedFile
 from modelfs.store.confirming import expected_of
 from modelfs.store.layout import Layout, close_fd, write_durably
@@ -347,7 +347,7 @@ class Freeze:
         manifest = self.manifest.completed(files, time.time_ns())
         files_folder, namespace = self._folder / "files", self._namespace
         await self._disk.run(pending.seal_folders, files_folder, manifest, namespace)
-        await self._disk.run(versions.publish, self._layout, manifest, files_folder, namespace)
+        await self._disk.run(publishing.publish, self._layout, manifest, files_folder, namespace)
         return manifest
 
     async def _become_ready(
@@ -356,7 +356,7 @@ class Freeze:
         self.state, self.error, self.manifest = State.READY, None, manifest
         log.info("%s is ready: %d files, %d bytes", manifest.id, len(manifest.files), manifest.size)
         when_ready(manifest)
-        await self._disk.run(versions.finish_publish, self._layout, manifest.id, self._namespace)
+        await self._disk.run(publishing.finish_publish, self._layout, manifest.id, self._namespace)
 
     # -------------------------------------------- reads of what is coming
 

@@ -160,6 +160,14 @@ def close_fd(fd: int) -> None:
         os.close(fd)
 
 
+def names_in(folder: Path) -> list[str]:
+    """Return the names in a folder, none where it is not there."""
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
+
+
 def sync_folder(path: Path) -> None:
     """Make the names in a folder durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

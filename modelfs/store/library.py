@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Set
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 
 import trio
@@ -22,24 +21,22 @@ from modelfs.config import NamespaceConfig
 from modelfs.errors import Busy, ModelfsError, NoSpace, NotFound, VersionFailed
 from modelfs.names import ModelId, VersionId, check_alias_name, check_version_name
 from modelfs.registry.registry import Registry
-from modelfs.store import pending, versions
+from modelfs.store import aliases, pending, publishing, versions, views
 from modelfs.store.cache import Cache
 from modelfs.store.freeze import Freeze, State
 from modelfs.store.health import StoreHealth
 from modelfs.store.layout import Layout, close_fd, free_bytes
 from modelfs.store.manifest import (
     Entry,
-    FrozenFolder,
     Manifest,
     Provenance,
-    as_tree,
-    from_json,
     pin,
 )
 from modelfs.store.openfiles import ComingFile, PlainFile, Readable, open_plain
 from modelfs.store.parts import Fetcher, PartFile, read_at
 from modelfs.store.sources import Caller, Sources
 from modelfs.store.staging import Staging
+from modelfs.store.views import VersionView
 
 log = logging.getLogger(__name__)
 
@@ -48,18 +45,6 @@ VIEWS_AT_ONCE = 8  # manifests of one model that are read side by side
 SHELVES_MAX = 10_000  # models of which the store's folder is held in memory
 SHELF_AGE_S = 0.5  # what another node did is seen within this and NAMES_TTL_S of mount/
 ORPHANS_INTERVAL_S = 10.0  # how often freezes of nodes that died, and damage, are looked for
-
-
-@dataclass(frozen=True)
-class VersionView:
-    """A version as it is now; `folders` answers lookups, `done_bytes` is what is here."""
-
-    manifest: Manifest
-    folders: dict[str, FrozenFolder]
-    state: State
-    done_bytes: int
-    error: str | None
-    digest: str | None = None
 
 
 class Library:
@@ -126,7 +111,7 @@ class Library:
 
     async def forget_empty(self, namespace: str) -> None:
         """Let a namespace go whose models are gone."""
-        await self._disk.run(versions.forget_empty, self.layout, namespace)
+        await self._disk.run(publishing.forget_empty, self.layout, namespace)
 
     async def shelf(self, model: ModelId) -> versions.ModelShelf:
         """Return the versions and aliases of a model, at most `SHELF_AGE_S` old."""
@@ -147,7 +132,7 @@ class Library:
         shelf = await self.shelf(version.model)
         if version.version in shelf.ready:
             if found is None:
-                found = await self._disk.run(_ready_view, self.layout, version)
+                found = await self._disk.run(views.ready_view, self.layout, version)
                 self._views[version] = found
             return found
         self._views.pop(version, None)
@@ -163,7 +148,7 @@ class Library:
         if version.version not in shelf.pending:
             raise NotFound(f"there is no version {version}")
         try:
-            return await self._disk.run(_pending_view, self.layout, version)
+            return await self._disk.run(views.pending_view, self.layout, version)
         except NotFound:  # perhaps another node has made it ready since the shelf was read
             self._changed(version.model)
             if version.version not in (await self.shelf(version.model)).ready:
@@ -235,8 +220,7 @@ class Library:
         needed = await self._check_space(manifest, unchanged)
         namespace = self._namespace_of(version.model.namespace)
         await self._disk.run(
-            versions.make_namespace,
-            *(self.layout, version.model.namespace, *namespace.ids, namespace.mode),
+            publishing.make_namespace, self.layout, version.model.namespace, namespace
         )
         lock_fd = await self._disk.run(pending.claim, self.layout, manifest, needed)
         self._start(manifest, lock_fd, unchanged)
@@ -307,7 +291,7 @@ class Library:
 
     async def resume(self) -> None:
         """Go on with freezes that nobody works on: at start, and when another node died."""
-        for version in await self._disk.run(_pending_versions, self.layout):
+        for version in await self._disk.run(views.pending_versions, self.layout):
             ours = self._freezes.get(version)
             if ours is not None and ours.state is State.DOWNLOADING:
                 continue
@@ -315,7 +299,7 @@ class Library:
             if lock_fd is None:
                 continue
             try:
-                view = await self._disk.run(_pending_view, self.layout, version)
+                view = await self._disk.run(views.pending_view, self.layout, version)
                 is_ready = await self._disk.run(self.layout.version(version).is_dir)
             except ModelfsError as error:
                 log.error("%s", error)
@@ -323,7 +307,7 @@ class Library:
                 continue
             if is_ready:
                 namespace = self._namespace_of(version.model.namespace)
-                await self._disk.run(versions.finish_publish, self.layout, version, namespace)
+                await self._disk.run(publishing.finish_publish, self.layout, version, namespace)
             if is_ready or view.state is State.FAILED:
                 close_fd(lock_fd)
             else:
@@ -352,8 +336,8 @@ class Library:
         A model at a time: the end of the daemon waits for no more than one.
         """
         for model in await self._disk.run(versions.all_models, self.layout):
-            await self._disk.run(versions.sweep, self.layout, model)
-            await self._disk.run(versions.sweep_claims, self.layout, model)
+            await self._disk.run(publishing.sweep, self.layout, model)
+            await self._disk.run(publishing.sweep_claims, self.layout, model)
 
     async def remove(self, version: VersionId) -> None:
         """Delete a version whole, or give up a freeze; raises Busy, NotFound."""
@@ -363,11 +347,10 @@ class Library:
         shelf = await self._disk.run(versions.shelf, self.layout, version.model)
         if version.version in shelf.ready:
             # What a freeze that was cut off at its very end left would bring it back.
-            await self._disk.run(versions.discard_pending, self.layout, version)
-            await self._disk.run(versions.retire, self.layout, version)
-            self._background.start_soon(
-                self._disk.run, versions.sweep, self.layout, version.model, name=f"sweep {version}"
-            )
+            await self._disk.run(publishing.discard_pending, self.layout, version)
+            await self._disk.run(publishing.retire, self.layout, version)
+            sweep = (self._disk.run, publishing.sweep, self.layout, version.model)
+            self._background.start_soon(*sweep, name=f"sweep {version}")
         elif version.version in shelf.pending:
             freeze = self._freezes.get(version)
             if freeze is not None:
@@ -384,7 +367,7 @@ class Library:
                     return
                 raise Busy(f"{version} is being frozen by another node: remove it there")
             try:
-                await self._disk.run(versions.discard_pending, self.layout, version)
+                await self._disk.run(publishing.discard_pending, self.layout, version)
             finally:
                 close_fd(lock_fd)
         else:
@@ -395,10 +378,13 @@ class Library:
 
     async def make_alias(self, model: ModelId, alias: str, target: str, uid: int) -> None:
         check_alias_name(alias)
-        await self._disk.run(self._health.check_now)
-        await self._disk.run(versions.make_alias, self.layout, model, alias, target, uid)
-        self._changed(model)
+        await self._change(model, aliases.make_alias, alias, target, uid)
         self._on_served(VersionId(model, target.removesuffix("/")))
+
+    async def _change(self, model: ModelId, change: Callable[..., None], *args: str | int) -> None:
+        await self._disk.run(self._health.check_now)
+        await self._disk.run(change, self.layout, model, *args)
+        self._changed(model)
 
     async def announce_served(self, announce: Callable[[VersionId], None]) -> None:
         """Name every version that an alias points at, those first that a person pointed at."""
@@ -415,17 +401,13 @@ class Library:
     async def rename_alias(self, model: ModelId, old: str, new: str, uid: int) -> None:
         check_alias_name(old)
         check_alias_name(new)
-        await self._disk.run(self._health.check_now)
-        await self._disk.run(versions.rename_alias, self.layout, model, old, new, uid)
-        self._changed(model)
+        await self._change(model, aliases.rename_alias, old, new, uid)
         if (target := (await self.shelf(model)).aliases.get(new)) is not None:
             self._on_served(VersionId(model, target))
 
     async def remove_alias(self, model: ModelId, alias: str, uid: int) -> None:
         check_alias_name(alias)
-        await self._disk.run(self._health.check_now)
-        await self._disk.run(versions.remove_alias, self.layout, model, alias, uid)
-        self._changed(model)
+        await self._change(model, aliases.remove_alias, alias, uid)
 
     def _changed(self, model: ModelId) -> None:
         self._changes += 1
@@ -444,33 +426,3 @@ class Library:
 
     async def read_parts(self, file: PartFile, offset: int, size: int) -> bytes | bytearray:
         return await self._fetcher.read(file, offset, size)
-
-
-def _view(manifest: Manifest, state: State, error: str | None = None) -> VersionView:
-    done = manifest.size if state is State.READY else 0
-    return VersionView(manifest, as_tree(manifest), state, done, error, manifest.digest)
-
-
-def _ready_view(layout: Layout, version: VersionId) -> VersionView:
-    return _view(versions.read_manifest(layout, version), State.READY)
-
-
-def _pending_view(layout: Layout, version: VersionId) -> VersionView:
-    folder = layout.pending(version)
-    path = folder / "manifest.json"
-    try:
-        manifest = from_json(path.read_bytes(), path)
-    except FileNotFoundError:
-        raise NotFound(f"there is no version {version}") from None
-    try:
-        return _view(manifest, State.FAILED, (folder / "failed").read_text())
-    except FileNotFoundError:
-        return _view(manifest, State.DOWNLOADING)
-
-
-def _pending_versions(layout: Layout) -> list[VersionId]:
-    found = []
-    for path in layout.pending_root.glob("*/*/[!.]*/manifest.json"):
-        namespace, model, version = path.parts[-4:-1]
-        found.append(VersionId(ModelId(namespace, model), version))
-    return found

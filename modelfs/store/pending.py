@@ -17,9 +17,17 @@ from modelfs.config import NamespaceConfig
 from modelfs.errors import AlreadyExists, ModelfsError
 from modelfs.names import VersionId, parse_model
 from modelfs.registry.objects import ObjectId
-from modelfs.store import versions
+from modelfs.store import publishing, versions
 from modelfs.store.confirming import Expected, Hashes, Hashing
-from modelfs.store.layout import Layout, close_fd, copy_durably, sync_folder, synced, write_durably
+from modelfs.store.layout import (
+    Layout,
+    close_fd,
+    copy_durably,
+    names_in,
+    sync_folder,
+    synced,
+    write_durably,
+)
 from modelfs.store.manifest import Entry, Manifest, folders_of
 
 log = logging.getLogger(__name__)
@@ -105,15 +113,8 @@ def _written_bytes(folder: Path) -> int:
     """Return how many bytes a freeze has written: a sparse file's blocks do not tell on CephFS."""
     files, partial = folder / "files", folder / "partial"
     found = [os.stat(os.path.join(w, name)) for w, _, names in os.walk(files) for name in names]
-    coming = sum(durable_bytes(partial / name) for name in _names(partial) if name.isdigit())
+    coming = sum(durable_bytes(partial / name) for name in names_in(partial) if name.isdigit())
     return coming + sum(file.st_size for file in found if file.st_nlink == 1)
-
-
-def _names(folder: Path) -> list[str]:
-    try:
-        return os.listdir(folder)
-    except FileNotFoundError:
-        return []
 
 
 def open_coming(path: Path, open_now: Callable[[], None]) -> int:
@@ -314,7 +315,7 @@ def put_in_place(source: Path, target: Path, entry: Entry, is_linked: bool) -> N
 
 
 def seal_folders(
-    files: Path, manifest: Manifest, namespace: NamespaceConfig = versions.THE_DAEMONS
+    files: Path, manifest: Manifest, namespace: NamespaceConfig = publishing.THE_DAEMONS
 ) -> None:
     """Make the folders durable and read-only; the version's own one when it is published."""
     set_attribute(files, "state", "ready")
@@ -322,5 +323,5 @@ def seal_folders(
     set_attribute(files, "progress", f"{manifest.size}/{manifest.size}")
     for folder, _, _ in os.walk(files, topdown=False):
         if Path(folder) != files:
-            versions.seal_folder(Path(folder), namespace)
+            publishing.seal_folder(Path(folder), namespace)
     sync_folder(files)

@@ -20,7 +20,7 @@ from modelfs.errors import Forbidden, InvalidName, ModelfsError, NotEmpty, NotFo
 from modelfs.names import ModelId, parse_model
 from modelfs.registry.listing import Listing
 from modelfs.registry.registry import Registry
-from modelfs.store import versions
+from modelfs.store import publishing
 from modelfs.store.health import StoreHealth
 from modelfs.store.layout import Layout
 from modelfs.store.staging import Staging
@@ -88,6 +88,8 @@ class Sources:
 
         Where the registry does not answer within a moment, it is what the store remembers.
         """
+        if (await self._shelf(model)).source is None and self._registry.knows_files(model):
+            return None  # which is most lookups of a main/
         with trio.move_on_after(ASK_LIMIT_S):
             try:
                 return await self._flights.do(model, partial(self._ask, model))
@@ -116,7 +118,7 @@ class Sources:
         namespace = self._namespace_of(model.namespace)
         try:
             await self._disk.run(self._health.check_now)
-            await self._disk.run(versions.set_source, self._layout, model, source, namespace)
+            await self._disk.run(publishing.set_source, self._layout, model, source, namespace)
         except (StoreError, OSError) as error:  # the marker will be asked again
             log.warning("the store does not remember the source of %s: %s", model, error)
         self._changed(model)

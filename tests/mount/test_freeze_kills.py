@@ -13,7 +13,6 @@ import json
 import os
 import random
 import stat
-import subprocess
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,11 +20,11 @@ from pathlib import Path
 import pytest
 
 from modelfs.names import ModelId, VersionId
-from modelfs.store import versions
+from modelfs.store import publishing
 from modelfs.store.layout import synced
 from modelfs.store.manifest import from_json
 from tests.cephfs import MakeNodes, layout_of
-from tests.mounting import Mount, is_ready, put
+from tests.mounting import Mount, check_sums, is_ready, put
 from tests.mounting import wait_until as wait_at_leisure
 
 pytestmark = [pytest.mark.mount, pytest.mark.ceph]
@@ -145,25 +144,18 @@ class Scene:
         wait_until(lambda: os.readlink(on.model / "latest") == version)
         wait_until(lambda: not (self.pending / version).exists())
         self.check_whole(version)
-        checked = subprocess.run(
-            ["sha256sum", "--strict", "-c", f"../.modelfs/versions/{version}.sha256"],
-            cwd=on.model / version,
-            capture_output=True,
-            text=True,
-        )
-        assert checked.returncode == 0, checked.stdout + checked.stderr
-        assert checked.stdout.count(": OK") == len(FILES)
+        assert len(check_sums(on.model / version)) == len(FILES)
 
     def remove(self, version: str) -> None:
         """Remove a version, so that the next freeze finds no file of it to link."""
         layout = layout_of(self.other)
-        versions.retire(layout, VersionId(LLAMA, version))
-        versions.sweep(layout, LLAMA)
+        publishing.retire(layout, VersionId(LLAMA, version))
+        publishing.sweep(layout, LLAMA)
 
     def check_the_rest_is_swept(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """See that what daemons leave for an hour, claims and files without a name, goes then."""
-        monkeypatch.setattr(versions, "CLAIM_MAX_S", -1.0)
-        versions.sweep_claims(layout_of(self.other), LLAMA)
+        monkeypatch.setattr(publishing, "CLAIM_MAX_S", -1.0)
+        publishing.sweep_claims(layout_of(self.other), LLAMA)
         assert list(self.other.store.rglob(".*")) == []
 
 

@@ -14,7 +14,7 @@ import pytest
 from tests.endpoints import S3Endpoint
 from tests.faulty_proxy import Fault, FaultyProxy, is_data
 from tests.mount.conftest import MakeMount
-from tests.mounting import Mount, xattr
+from tests.mounting import Mount, check_sums, xattr
 
 pytestmark = pytest.mark.mount
 
@@ -60,18 +60,6 @@ def manifest_of(mount: Mount, version: str) -> dict[str, Any]:
         (mount.model / ".modelfs" / "versions" / f"{version}.json").read_bytes()
     )
     return found
-
-
-def sha256_lines(mount: Mount, version: str) -> list[bytes]:
-    """Run sha256sum -c in a version; return what it says of each file."""
-    checked = subprocess.run(
-        ["sha256sum", "--strict", "-c", f"../.modelfs/versions/{version}.sha256"],
-        cwd=mount.model / version,
-        capture_output=True,
-        check=False,
-    )
-    assert checked.returncode == 0, checked.stdout[-1000:] + checked.stderr[-1000:]
-    return checked.stdout.removesuffix(b"\n").split(b"\n")
 
 
 def once() -> Callable[[bytes], bool]:
@@ -145,7 +133,7 @@ def test_5000_files_and_odd_names_are_frozen_faithfully(mount: Mount) -> None:
     for folder in (version, mount.store / "models/acme/llama/v1"):
         assert content(folder) == files
         assert count_by_find(folder) == MANY
-    said = sha256_lines(mount, "v1")
+    said = check_sums(mount.model / "v1")
     assert len(said) == MANY
     assert all(line.endswith(b": OK") for line in said)
 

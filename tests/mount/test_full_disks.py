@@ -94,6 +94,7 @@ def test_space_that_a_freeze_will_need_is_not_given_to_another(
     put(moto_bucket, files)
     for path, data in files.items():
         moto_bucket.put(f"models/acme/other/{path}", data)
+    wait_until((mount.path / "acme" / "other").exists)  # within metadata_ttl
     (mount.model / "v1").mkdir()
     with refused(errno.ENOSPC):
         (mount.path / "acme" / "other" / "v1").mkdir()

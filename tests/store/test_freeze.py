@@ -25,7 +25,7 @@ from modelfs.errors import (
 from modelfs.names import ModelId
 from modelfs.store import freeze as freezing
 from modelfs.store import library as libraries
-from modelfs.store import pending, versions
+from modelfs.store import pending, publishing, versions
 from modelfs.store.freeze import State
 from modelfs.store.layout import Layout
 from modelfs.store.manifest import Manifest
@@ -455,7 +455,7 @@ async def test_a_version_that_was_removed_does_not_come_back(
 ) -> None:
     store = model()
     with monkeypatch.context() as patch:
-        patch.setattr(versions, "discard_pending", lambda *_: None)  # it died just before
+        patch.setattr(publishing, "discard_pending", lambda *_: None)  # it died just before
         async with open_house(tmp_path / "s", store) as house:
             await house.freeze("v1")
             assert house.layout.pending(version("v1")).exists()
@@ -482,10 +482,10 @@ STEPS = [
     (pending, "seal_file"),
     (pending, "put_in_place"),
     (pending, "seal_folders"),
-    (versions, "publish"),
-    (versions, "write_durably"),
-    (versions, "follow_latest"),
-    (versions, "discard_pending"),
+    (publishing, "publish"),
+    (publishing, "write_durably"),
+    (publishing, "follow_latest"),
+    (publishing, "discard_pending"),
     (os, "rename"),
     (os, "chmod"),
     (os, "link"),

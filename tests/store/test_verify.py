@@ -12,7 +12,7 @@ import pytest
 from modelfs.config import NamespaceConfig
 from modelfs.errors import Busy, RegistryUnavailable, StoreError
 from modelfs.names import ModelId, VersionId
-from modelfs.store import repair, rereading, verify, versions
+from modelfs.store import publishing, repair, rereading, verify, versions
 from modelfs.store.findings import Finding, Problem, Summary
 from modelfs.store.layout import Layout, remove_tree
 from modelfs.store.repair import Repairer
@@ -224,7 +224,7 @@ def test_a_folder_that_is_made_again_has_its_namespace_s_owner_and_mode(frozen: 
     group = os.getgid() if os.getuid() else 2001
     namespace = NamespaceConfig(gid=group, mode=0o770)
     for folder in (top, top / "weights"):
-        versions.seal_folder(folder, namespace)
+        publishing.seal_folder(folder, namespace)
     top.chmod(0o750)
     remove_tree(top / "weights")
     top.chmod(0o550)
@@ -328,7 +328,7 @@ def test_a_version_that_was_deleted_is_not_damaged(frozen: Case) -> None:
     damaged(frozen)
     frozen.registry.is_down = True
     frozen.verify()
-    versions.retire(frozen.store.layout, V1)
+    publishing.retire(frozen.store.layout, V1)
     assert versions.damaged(frozen.store.layout) == {}
 
 
@@ -403,7 +403,7 @@ def test_a_version_that_is_lost_whole_is_named(frozen: Case) -> None:
 
 def test_a_version_that_was_deleted_is_not_missed(frozen: Case) -> None:
     wanted = verify.all_versions(frozen.store.layout)
-    versions.retire(frozen.store.layout, V1)
+    publishing.retire(frozen.store.layout, V1)
     assert verify.all_versions(frozen.store.layout) == []
     assert frozen.verify(*wanted).findings == ()
     assert not frozen.store.path("v1").exists()
@@ -414,7 +414,7 @@ def test_a_version_that_is_deleted_meanwhile_is_no_finding(
 ) -> None:
     def delete(*_: object) -> str:
         if frozen.store.path("v1").exists():
-            versions.retire(frozen.store.layout, V1)
+            publishing.retire(frozen.store.layout, V1)
         raise FileNotFoundError(errno.ENOENT, "gone")
 
     monkeypatch.setattr(verify, "sha256_of", delete)

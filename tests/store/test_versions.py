@@ -14,8 +14,8 @@ import pytest
 from modelfs.config import NamespaceConfig
 from modelfs.errors import AlreadyExists, Busy, InvalidName, ModelfsError, NotFound, StoreError
 from modelfs.names import ModelId
+from modelfs.store import aliases, publishing, versions
 from modelfs.store import pending as freezing
-from modelfs.store import versions
 from modelfs.store.layout import Layout, remove_tree
 from modelfs.store.manifest import Manifest
 from tests.store.test_manifest import entry, manifest
@@ -37,13 +37,13 @@ def make(layout: Layout, name: str, ready_ns: int = 1) -> Manifest:
     files.mkdir()
     (files / "a").write_bytes(b"data")
     (files / "a").chmod(0o444)
-    versions.publish(layout, made, files)
-    versions.follow_latest(layout, LLAMA)
-    versions.discard_pending(layout, made.id)
+    publishing.publish(layout, made, files)
+    aliases.follow_latest(layout, LLAMA)
+    publishing.discard_pending(layout, made.id)
     return made
 
 
-def aliases(layout: Layout) -> dict[str, str]:
+def aliases_of(layout: Layout) -> dict[str, str]:
     return versions.shelf(layout, LLAMA).aliases
 
 
@@ -87,12 +87,12 @@ def test_latest_is_what_became_ready_last_and_falls_back(layout: Layout) -> None
     make(layout, "v1", 100)
     make(layout, "v3", 300)
     make(layout, "v2", 200)
-    assert aliases(layout) == {"latest": "v3"}
-    versions.retire(layout, version("v3"))
-    assert aliases(layout) == {"latest": "v2"}
-    versions.retire(layout, version("v2"))
-    versions.retire(layout, version("v1"))
-    assert aliases(layout) == {}
+    assert aliases_of(layout) == {"latest": "v3"}
+    publishing.retire(layout, version("v3"))
+    assert aliases_of(layout) == {"latest": "v2"}
+    publishing.retire(layout, version("v2"))
+    publishing.retire(layout, version("v1"))
+    assert aliases_of(layout) == {}
     assert versions.models(layout, "acme") == set()
 
 
@@ -102,20 +102,20 @@ def test_a_name_that_was_used_is_never_used_again(layout: Layout) -> None:
         versions.check_unused(layout, made.id)
     with pytest.raises(AlreadyExists):
         freezing.claim(layout, made, 4)
-    versions.retire(layout, made.id)
+    publishing.retire(layout, made.id)
     with pytest.raises(AlreadyExists, match="used before"):
         versions.check_unused(layout, made.id)
     with pytest.raises(AlreadyExists):
         freezing.claim(layout, made, 4)
     with pytest.raises(NotFound):
-        versions.retire(layout, made.id)
+        publishing.retire(layout, made.id)
 
 
 def test_what_was_removed_is_swept(layout: Layout) -> None:
     made = make(layout, "v1")
-    versions.retire(layout, made.id)
+    publishing.retire(layout, made.id)
     assert not layout.version(made.id).exists()
-    versions.sweep(layout, LLAMA)
+    publishing.sweep(layout, LLAMA)
     assert not layout.pending_model(LLAMA).exists()
     assert not layout.manifest(made.id).exists()
     assert json.loads(layout.retired(made.id).read_bytes())["version"] == "v1"
@@ -136,23 +136,23 @@ def test_what_was_begun_an_hour_ago_and_never_finished_is_swept(layout: Layout) 
     unnamed.append(layout.model(LLAMA) / ".latest.0123456789abcdef0123456789abcdef")
     unnamed[-1].symlink_to("v1")
     left = {claim, *unnamed}
-    versions.sweep_claims(layout, LLAMA)
+    publishing.sweep_claims(layout, LLAMA)
     assert {path for path in left if path.is_symlink() or path.exists()} == left
     for path in left:
-        os.utime(path, (0, time.time() - versions.CLAIM_MAX_S - 1), follow_symlinks=False)
-    versions.sweep_claims(layout, LLAMA)
+        os.utime(path, (0, time.time() - publishing.CLAIM_MAX_S - 1), follow_symlinks=False)
+    publishing.sweep_claims(layout, LLAMA)
     assert {path for path in left if path.is_symlink() or path.exists()} == set()
     assert versions.read_manifest(layout, made.id) == made
-    assert aliases(layout) == {"latest": "v1"}
+    assert aliases_of(layout) == {"latest": "v1"}
 
 
 def test_a_version_that_an_alias_points_at_stays(layout: Layout) -> None:
     make(layout, "v1")
-    versions.make_alias(layout, LLAMA, "production", "v1", 0)
+    aliases.make_alias(layout, LLAMA, "production", "v1", 0)
     with pytest.raises(Busy, match="production"):
-        versions.retire(layout, version("v1"))
-    versions.remove_alias(layout, LLAMA, "production", 0)
-    versions.retire(layout, version("v1"))
+        publishing.retire(layout, version("v1"))
+    aliases.remove_alias(layout, LLAMA, "production", 0)
+    publishing.retire(layout, version("v1"))
 
 
 @pytest.mark.parametrize("target", ["v2", "main", "../llama/v1", "v1/a", "/v1", "", "latest", "."])
@@ -161,23 +161,23 @@ def test_an_alias_points_at_a_ready_version_alone(layout: Layout, target: str) -
     os.close(freezing.claim(layout, manifest(entry("a"), version="v9"), 0))
     for wrong in (target, "v9"):
         with pytest.raises(InvalidName):
-            versions.make_alias(layout, LLAMA, "production", wrong, 0)
+            aliases.make_alias(layout, LLAMA, "production", wrong, 0)
 
 
 def test_every_change_of_an_alias_is_in_the_log(layout: Layout) -> None:
     make(layout, "v1", 1)
     make(layout, "v2", 2)
-    versions.make_alias(layout, LLAMA, "production", "v1/", 7)
+    aliases.make_alias(layout, LLAMA, "production", "v1/", 7)
     with pytest.raises(AlreadyExists):
-        versions.make_alias(layout, LLAMA, "production", "v2", 7)
-    versions.make_alias(layout, LLAMA, "new", "v2", 7)
-    versions.rename_alias(layout, LLAMA, "new", "production", 7)
-    assert aliases(layout) == {"latest": "v2", "production": "v2"}
-    versions.remove_alias(layout, LLAMA, "production", 7)
+        aliases.make_alias(layout, LLAMA, "production", "v2", 7)
+    aliases.make_alias(layout, LLAMA, "new", "v2", 7)
+    aliases.rename_alias(layout, LLAMA, "new", "production", 7)
+    assert aliases_of(layout) == {"latest": "v2", "production": "v2"}
+    aliases.remove_alias(layout, LLAMA, "production", 7)
     with pytest.raises(NotFound):
-        versions.remove_alias(layout, LLAMA, "production", 7)
+        aliases.remove_alias(layout, LLAMA, "production", 7)
     with pytest.raises(NotFound):
-        versions.rename_alias(layout, LLAMA, "production", "new", 7)
+        aliases.rename_alias(layout, LLAMA, "production", "new", 7)
     state: dict[str, str | None] = {}
     for alias, before, after in log_of(layout):
         assert state.get(alias) == before
@@ -188,27 +188,27 @@ def test_every_change_of_an_alias_is_in_the_log(layout: Layout) -> None:
 
 def test_a_shelf_that_is_read_while_an_alias_is_moved_is_whole(layout: Layout) -> None:
     make(layout, "v1")
-    versions.make_alias(layout, LLAMA, "production", "v1", 0)
+    aliases.make_alias(layout, LLAMA, "production", "v1", 0)
     ended = threading.Event()
 
     def move() -> None:
         for number in range(100):  # as ln -sfn does
-            versions.make_alias(layout, LLAMA, f"new{number}", "v1", 0)
-            versions.rename_alias(layout, LLAMA, f"new{number}", "production", 0)
+            aliases.make_alias(layout, LLAMA, f"new{number}", "v1", 0)
+            aliases.rename_alias(layout, LLAMA, f"new{number}", "production", 0)
         ended.set()
 
     mover = threading.Thread(target=move)
     mover.start()
     while not ended.is_set():
-        assert aliases(layout).items() >= {("production", "v1"), ("latest", "v1")}
+        assert aliases_of(layout).items() >= {("production", "v1"), ("latest", "v1")}
     mover.join()
 
 
 def test_the_log_of_aliases_is_bounded(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(versions, "ALIAS_LOG_MAX", 2000)
+    monkeypatch.setattr(aliases, "ALIAS_LOG_MAX", 2000)
     make(layout, "v1")
     for number in range(60):
-        versions.make_alias(layout, LLAMA, f"a{number}", "v1", 0)
+        aliases.make_alias(layout, LLAMA, f"a{number}", "v1", 0)
     assert layout.alias_log(LLAMA).stat().st_size <= 2000
     assert log_of(layout)[-1] == ("a59", None, "v1")
 
@@ -251,7 +251,7 @@ def test_a_lock_of_a_pending_folder_that_was_made_anew_is_not_taken_for_the_new_
 
     def too_late(fd: int, operation: int) -> None:
         monkeypatch.undo()
-        versions.discard_pending(layout, old.id)  # rmdir, and another node freezes it anew
+        publishing.discard_pending(layout, old.id)  # rmdir, and another node freezes it anew
         held.append(freezing.claim(layout, old, 0))
         flock(fd, operation)
 
@@ -265,7 +265,7 @@ SOURCE = ModelId("team-b", "base")
 
 def test_a_source_is_remembered_as_a_link_and_forgotten(layout: Layout) -> None:
     link = layout.model(LLAMA) / "main"
-    versions.set_source(layout, LLAMA, SOURCE, NamespaceConfig(mode=0o750))
+    publishing.set_source(layout, LLAMA, SOURCE, NamespaceConfig(mode=0o750))
     assert os.readlink(link) == "../../team-b/base/main"
     found = versions.shelf(layout, LLAMA)
     assert (found.source, found.aliases, found.has_versions) == (SOURCE, {}, False)
@@ -274,11 +274,11 @@ def test_a_source_is_remembered_as_a_link_and_forgotten(layout: Layout) -> None:
     make(layout, "v1")
     assert versions.shelf(layout, LLAMA).aliases == {"latest": "v1"}
     with pytest.raises(InvalidName):
-        versions.make_alias(layout, LLAMA, "production", "main", 0)
-    versions.set_source(layout, LLAMA, ModelId("team-b", "other"), NamespaceConfig())
+        aliases.make_alias(layout, LLAMA, "production", "main", 0)
+    publishing.set_source(layout, LLAMA, ModelId("team-b", "other"), NamespaceConfig())
     assert versions.shelf(layout, LLAMA).source == ModelId("team-b", "other")
     for _ in range(2):
-        versions.set_source(layout, LLAMA, None, NamespaceConfig())
+        publishing.set_source(layout, LLAMA, None, NamespaceConfig())
         assert versions.shelf(layout, LLAMA).source is None
 
 
@@ -294,7 +294,7 @@ def test_a_main_that_is_no_link_of_ours_is_no_source(layout: Layout, target: str
     (layout.model(LLAMA) / "main").symlink_to(target)
     found = versions.shelf(layout, LLAMA)
     assert (found.source, found.aliases) == (None, {})
-    versions.set_source(layout, LLAMA, SOURCE, NamespaceConfig())
+    publishing.set_source(layout, LLAMA, SOURCE, NamespaceConfig())
     assert versions.shelf(layout, LLAMA).source == SOURCE
 
 
@@ -303,7 +303,7 @@ def test_what_a_crash_left_gets_its_namespace_s_owner_and_mode(layout: Layout) -
     folder = layout.version(made.id)
     folder.chmod(0o755)  # as it is moved
     group = os.getgid() if os.getuid() else 2001
-    versions.finish_publish(layout, made.id, NamespaceConfig(gid=group, mode=0o770))
+    publishing.finish_publish(layout, made.id, NamespaceConfig(gid=group, mode=0o770))
     assert (folder.stat().st_gid, stat.S_IMODE(folder.stat().st_mode)) == (group, 0o550)
 
 
@@ -316,7 +316,7 @@ def test_who_may_not_give_folders_away_keeps_them(
         raise PermissionError(errno.EPERM, "no")
 
     monkeypatch.setattr(os, "chown", refuse)
-    versions.seal_folder(layout.version(made.id), NamespaceConfig(uid=4711, mode=0o700))
+    publishing.seal_folder(layout.version(made.id), NamespaceConfig(uid=4711, mode=0o700))
     found = layout.version(made.id).stat()
     assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (os.getuid(), 0o500)
 
@@ -340,7 +340,7 @@ def test_folders_that_move_into_another_quota_s_realm_keep_owner_and_mode(
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", to_another_realm)
-    versions.publish(layout, made, pending / "files", namespace)
+    publishing.publish(layout, made, pending / "files", namespace)
     for folder in (layout.version(made.id), layout.version(made.id) / "in"):
         assert (folder.stat().st_gid, stat.S_IMODE(folder.stat().st_mode)) == (group, 0o550)
     assert (layout.version(made.id) / "in/a").read_bytes() == b"data"
