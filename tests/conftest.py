@@ -42,9 +42,9 @@ def ceph() -> Iterator[CephServer]:
     if reason := _why_no_ceph():
         (pytest.fail if CEPH_REQUIRED else pytest.skip)(reason)
     was_up = endpoints.ceph_serves(CEPH_DIRECTORY)
-    if not was_up:
-        endpoints.ceph_dev(CEPH_DIRECTORY, "wipe")  # its ports may be another's by now
-    endpoints.ceph_dev(CEPH_DIRECTORY, "up", port=endpoints.free_ceph_ports())
+    if not was_up:  # what was cut off or stopped is made anew: its ports may be another's by now
+        endpoints.ceph_dev(CEPH_DIRECTORY, "wipe")
+        endpoints.ceph_dev(CEPH_DIRECTORY, "up", port=endpoints.free_ceph_ports())
     server = endpoints.ceph_server(CEPH_DIRECTORY)
     yield server
     server.client.close()

@@ -270,7 +270,10 @@ def ceph_server(directory: Path) -> CephServer:
 
 
 def ceph_serves(directory: Path) -> bool:
-    """Tell whether the gateway of a cluster in `directory` listens."""
-    if not (directory / "settings").exists():
+    """Tell whether the gateway of a cluster in `directory` listens.
+
+    A cluster whose start was cut off has settings, and no keys yet: it does not.
+    """
+    if not all((directory / name).exists() for name in ("settings", "keys/s3.env")):
         return False
     return accepts(int(ceph_server(directory).endpoint.rpartition(":")[2]))
