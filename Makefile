@@ -1,7 +1,7 @@
 # Everything from a fresh clone: `make demo`, `make test`. `make help` lists the rest.
 # PYTHON=/path/to/python3 makes the virtual environment with another Python than Debian's;
 # ARGS="-k freeze -x" goes to pytest, which runs TEST_PROCESSES processes side by side, or to the
-# benchmark (ARGS=refreeze).
+# benchmark (ARGS=cold, ARGS="cold --rounds 1").
 
 PYTHON ?=
 ARGS ?=
@@ -14,7 +14,7 @@ CEPH := $(if $(filter 0,$(shell id -u)),MODELFS_REQUIRE_CEPH=1)
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench-versions lint format clean
+.PHONY: help demo test bench bench-versions lint format clean
 .SILENT:
 
 help: ## list the targets
@@ -28,6 +28,11 @@ test: ## run every test (as root, those against Ceph too)
 	tools/setup test
 	echo "test: pytest $(ARGS)"
 	$(CEPH) $(BIN)/pytest -n $(TEST_PROCESSES) --dist loadgroup $(ARGS)
+
+bench: ## measure reading beside rclone and s3fs on Ceph (root; half an hour)
+	tools/setup bench
+	echo "bench: python -m benchmarks.bench $(ARGS)"
+	$(BIN)/python -m benchmarks.bench $(ARGS)
 
 bench-versions: ## measure versions on Ceph: read, frozen again, 1,000 models (root; 20 minutes)
 	tools/setup bench

@@ -23,11 +23,14 @@ class Figure:
     promised: str = ""
     holds: bool | None = None
     samples: tuple[float, ...] = ()
+    is_bound: bool = False  # it was not waited for: a speed is lower, a time is longer
 
     def text(self) -> str:
         digits = 0 if self.value >= 1000 or self.value == int(self.value) else 2
         digits = min(digits, 1) if self.value >= 100 else digits
         words = f"{self.value:,.{digits}f} {self.unit}".strip()
+        if self.is_bound:
+            words = f"{'<' if self.unit.endswith('/s') else '>'} {words}"
         return f"**{words}**" if self.holds is False else words
 
 
@@ -36,6 +39,12 @@ class Figures:
     """What a run has measured, in its order."""
 
     all: list[Figure] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        """Keep what a reader of the figures must know besides."""
+        self.notes.append(text)
+        print(f"note: {text}", flush=True)
 
     def add(self, figure: Figure) -> None:
         self.all.append(figure)
@@ -68,7 +77,8 @@ class Figures:
 
     def markdown(self) -> str:
         """One table a section: a row for each thing, a column for each place."""
-        return "\n".join(self._table(section) for section in _once(f.section for f in self.all))
+        tables = [self._table(section) for section in _once(f.section for f in self.all)]
+        return "\n".join(tables + [f"* {note}" for note in self.notes])
 
     def _table(self, section: str) -> str:
         figures = [figure for figure in self.all if figure.section == section]
@@ -87,7 +97,8 @@ class Figures:
         folder.mkdir(parents=True, exist_ok=True)
         host, day = platform.node(), time.strftime("%Y-%m-%d")
         path = folder / f"{benchmark}-{host}-{day}.json"
-        document = {"machine": machine(), "figures": [asdict(figure) for figure in self.all]}
+        figures = [asdict(figure) for figure in self.all]
+        document = {"machine": machine(), "figures": figures, "notes": self.notes}
         path.write_text(json.dumps(document, indent=1) + "\n")
         return path
 
