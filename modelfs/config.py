@@ -215,6 +215,13 @@ class RegistryConfig(_Table):
     parallel_requests: int = Field(
         default=16, strict=True, ge=1, le=128, description="a number from 1 to 128"
     )
+    read_ahead: Bytes = Field(
+        default=128 * MIB,
+        ge=0,
+        le=GIB,
+        description="a size like '128MiB', up to '1GiB'; 0 is none",
+    )
+    read_ahead_formats: bool = Field(default=True, strict=True, description="true or false")
     local_only: tuple[Pattern, ...] = Field(
         default=DEFAULT_LOCAL_ONLY,
         description="a list of patterns for names, like ['*.swp', '.~*'], with no / in them",

@@ -40,7 +40,10 @@ from modelfs.store.layout import Layout
 from modelfs.store.library import Library
 from modelfs.store.manifest import Provenance
 from modelfs.store.parts import Fetcher
+from modelfs.store.prefetch import Prefetcher
+from modelfs.store.smallfiles import SmallFiles
 from modelfs.store.staging import Staging
+from modelfs.store.warming import Warmer
 from modelfs.store.writeback import Writeback
 
 log = logging.getLogger(__name__)
@@ -182,6 +185,12 @@ class _Daemon:
             check_store=health.check_there,
         )
         fetcher = Fetcher(registry, background, disk, config.parallel_requests)
+        small = SmallFiles(cache, fetcher, registry, background)
+        prefetcher = Prefetcher(
+            *(cache, fetcher, small, background, disk),
+            window_bytes=config.read_ahead,
+            knows_formats=config.read_ahead_formats,
+        )
         writeback = Writeback(registry, staging, cache, background, host=layout.host)
         native = NativeVersions(layout, self._mountpoint, is_enabled=config.native_versions)
         library = Library(
@@ -195,11 +204,13 @@ class _Daemon:
             on_served=native.want,
         )
         return Services(
-            *(config, registry, cache, fetcher, staging, writeback, library, native, disk, health),
+            *(config, registry, cache, fetcher, prefetcher, staging, writeback, library, native),
+            *(disk, health),
             uid=os.getuid(),
             gid=os.getgid(),
             started_ns=time.time_ns(),
             mountpoint=self._mountpoint,
+            warmer=Warmer(cache, fetcher, background),
         )
 
     async def _check_registry(self, services: Services) -> None:

@@ -15,6 +15,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from modelfs.errors import ModelfsError, NotFound, RegistryUnavailable, Stale, WrongBytes
 from modelfs.registry.objects import (
@@ -32,6 +33,7 @@ PAGE_KEYS = 1000
 LONGEST_WAIT_S = 20.0
 
 Hook = Callable[["FakeStore", "Request"], None]
+BodyHook = Callable[["Request", int], None]
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,11 @@ class FakeStore:
         self.sent: list[Request] = []
         self.most_at_once: Counter[str] = Counter()
         self.is_down = False
+        self.pieces = 2  # in which a body comes
         self._at_once: Counter[str] = Counter()
         self._uploads: dict[str, _Upload] = {}
         self._hooks: list[Hook] = []
+        self._body_hooks: list[BodyHook] = []
         self._faults: dict[int, tuple[Exception, bool]] = {}
         self._flips: Counter[str] = Counter()
         self._lock = threading.RLock()
@@ -121,6 +125,12 @@ class FakeStore:
             if key.startswith(prefix) and not key.endswith("/")
         }
 
+    def asked(self, key: str) -> list[tuple[int, int]]:
+        """Return offset and length of every GET of a key, in order."""
+        with self._lock:
+            sent = [r for r in self.sent if r.operation == "GetObject" and r.key == key]
+        return [(request.offset, request.length) for request in sent]
+
     @property
     def uploads_open(self) -> int:
         return len(self._uploads)
@@ -131,8 +141,13 @@ class FakeStore:
         """Have `hook` called with every request, in the request's thread, before it is done."""
         self._hooks.append(hook)
 
+    def hook_bodies(self, hook: BodyHook) -> None:
+        """Have `hook` called before each piece of a body, with how much of that body has come."""
+        self._body_hooks.append(hook)
+
     def unhook(self) -> None:
         self._hooks.clear()
+        self._body_hooks.clear()
 
     def fail(self, number: int, error: Exception, *, after: bool = False) -> None:
         """Let the `number`-th request from now raise; with `after`, once it has been done."""
@@ -256,10 +271,12 @@ class FakeStore:
                 if self._flips[object_id.key] > 0:
                     data = bytes([data[0] ^ self._flips[object_id.key]]) + data[1:]
                     self._flips[object_id.key] -= 1
-            half = length // 2
-            for start, piece in ((0, data[:half]), (half, data[half:])):
-                os.pwrite(fd, piece, at + start)
-                progress(len(piece))
+            edges = [length * number // self.pieces for number in range(self.pieces + 1)]
+            for start, end in pairwise(edges):
+                for hook in list(self._body_hooks):
+                    hook(request, start)
+                os.pwrite(fd, data[start:end], at + start)
+                progress(end - start)
         except BaseException:
             self._end(request)
             raise

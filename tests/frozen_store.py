@@ -63,8 +63,9 @@ class FrozenStore:
             if entry.object.id in here:
                 pending_room.link_or_copy(here[entry.object.id][1], target)
             else:
-                target.write_bytes(files[entry.path][0])
-                pending_room.seal_file(target, entry)
+                with target.open("wb", buffering=0) as file:
+                    file.write(files[entry.path][0])
+                    pending_room.seal_file(file.fileno(), entry)
         manifest = bare.completed(entries, MODIFIED_NS + int.from_bytes(version.encode()[-1:]))
         pending_room.seal_folders(pending / "files", manifest)
         publishing.publish(self.layout, manifest, pending / "files")

@@ -146,6 +146,17 @@ class Mount:
             self.kill()
         subprocess.run(["umount", "-l", str(self.path)], capture_output=True, check=False)
 
+    def run(self, *arguments: str, limit_s: float = 40.0) -> subprocess.CompletedProcess[str]:
+        """Run a command of modelfs in the model's folder."""
+        return subprocess.run(
+            [sys.executable, "-m", "modelfs", "--config", str(self.config), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=limit_s,
+            check=False,
+            cwd=self.model,
+        )
+
     def status(self) -> Any:
         return json.loads((self.path / ".modelfs" / "status.json").read_bytes())
 

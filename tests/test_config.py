@@ -56,9 +56,17 @@ def test_an_endpoint_and_a_bucket_are_enough(registry):
     assert (hub.prefix, hub.region, hub.addressing) == ("models/", "us-east-1", "path")
     assert (hub.metadata_ttl_s, hub.timeout_s, hub.drain_timeout_s) == (5, 30, 60)
     assert (hub.part_size, hub.parallel_requests, hub.staged_max) == (8 * MIB, 16, None)
+    assert (hub.read_ahead, hub.read_ahead_formats) == (128 * MIB, True)
     assert hub.local_only == (".ipynb_checkpoints", ".~*", "*.swp", ".nfs*")
     assert (hub.read_only, hub.native_versions) == (False, True)
     assert (hub.cache.max_size, hub.cache.min_free) == (50 * GIB, "5%")
+
+
+@pytest.mark.parametrize(
+    ("said", "size"), [("0", 0), ("'0B'", 0), ("'1MiB'", MIB), ("'1GiB'", GIB)]
+)
+def test_how_far_is_read_ahead_may_be_set_and_0_is_none(registry, said, size):
+    assert registry(f"read_ahead = {said}").read_ahead == size
 
 
 def test_the_store_is_by_default_a_folder_with_the_name_of_the_registry(registry):
@@ -206,6 +214,7 @@ A_SIZE = "a size like '500GiB', or a number of bytes"
 A_TTL = "a time like '5s' or '500ms', up to '24h', or a number of seconds"
 A_TIMEOUT = "a time from '100ms' to '1h', or a number of seconds"
 A_PART = "a size from '64KiB' to '1GiB', or a number of bytes"
+A_WINDOW = "a size like '128MiB', up to '1GiB'; 0 is none"
 A_SHARE = "a share of the disk like '5%' (under 100%), or a size like '20GiB'"
 A_PREFIX = (
     "the part before NAMESPACE/MODEL in the keys, like 'models/', or ''; "
@@ -254,6 +263,10 @@ IN_HUB = [
         "parallel_requests = 129",
         "parallel_requests: found 129; expected a number from 1 to 128",
     ),
+    ("read_ahead = -1", f"read_ahead: found -1; expected {A_WINDOW}"),
+    ("read_ahead = '2GiB'", f"read_ahead: found '2GiB'; expected {A_WINDOW}"),
+    ("read_ahead = 'much'", f"read_ahead: found 'much'; expected {A_WINDOW}"),
+    ("read_ahead_formats = 1", "read_ahead_formats: found 1; expected true or false"),
     ("local_only = '*.swp'", f"local_only: found '*.swp'; expected {A_FILTER}"),
     ("local_only = ['a', 'b/']", f"local_only[1]: found 'b/'; expected {A_FILTER}"),
     ("staged_max = 0", "staged_max: found 0; expected a size like '200GiB', or a number of bytes"),

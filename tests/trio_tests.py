@@ -22,6 +22,7 @@ from modelfs.registry import registry as registries
 from modelfs.registry.objects import ObjectId
 from modelfs.registry.registry import Registry
 from modelfs.store import freeze as freezing
+from modelfs.store import warming
 from modelfs.store import writeback as writebacks
 from modelfs.store.cache import Cache
 from modelfs.store.freeze import State
@@ -30,9 +31,12 @@ from modelfs.store.layout import Layout
 from modelfs.store.library import Library
 from modelfs.store.manifest import Provenance
 from modelfs.store.parts import Fetcher
+from modelfs.store.prefetch import Prefetcher
+from modelfs.store.smallfiles import SmallFiles
 from modelfs.store.sources import Caller
 from modelfs.store.staging import Staging
 from modelfs.store.views import VersionView
+from modelfs.store.warming import Warmer
 from modelfs.store.writeback import Writeback
 from tests.fake_store import FakeStore
 
@@ -51,6 +55,8 @@ QUICK = [
     (freezing, "RETRY_MAX_S", 0.02),
     (writebacks, "RETRY_FIRST_S", 0.005),
     (writebacks, "RETRY_MAX_S", 0.02),
+    (warming, "PATIENCE_S", 0.05),
+    (warming, "PATIENCE_PAUSE_S", 0.005),
 ]
 
 
@@ -105,6 +111,10 @@ class House:
         return self.services.fetcher
 
     @property
+    def warmer(self) -> Warmer:
+        return self.services.warmer
+
+    @property
     def staging(self) -> Staging:
         return self.services.staging
 
@@ -122,6 +132,7 @@ class House:
 
     def check(self) -> None:
         self.cache.check_invariants()
+        self.warmer.check_invariants()
         self.tree.check_invariants()
 
     async def read(self, key: str, offset: int = 0, size: int | None = None) -> bytes:
@@ -169,10 +180,13 @@ async def open_house(
     host: str = "node-a",
     part_size: int = PART,
     parallel: int = 4,
+    request_parts: int = 1,
     max_bytes: int = 1 << 30,
     min_free: int = 0,
     ttl_s: float = 0.0,
     timeout_s: float = 5.0,
+    read_ahead: int = 64 << 20,
+    read_ahead_formats: bool = True,
     is_crash: bool = False,
     watches: bool = True,
 ) -> AsyncIterator[House]:
@@ -189,6 +203,8 @@ async def open_house(
         parallel_requests=parallel,
         metadata_ttl_s=ttl_s,
         timeout_s=timeout_s,
+        read_ahead=read_ahead,
+        read_ahead_formats=read_ahead_formats,
     )
     layout = Layout(folder, host)
     layout.make()
@@ -214,7 +230,13 @@ async def open_house(
             on_wrong_bytes=wrong.append,
         )
         staging = Staging(layout.staged, disk)
-        fetcher = Fetcher(registry, background, disk, parallel)
+        fetcher = Fetcher(registry, background, disk, parallel, request_parts=request_parts)
+        small = SmallFiles(cache, fetcher, registry, background)
+        prefetcher = Prefetcher(
+            *(cache, fetcher, small, background, disk),
+            window_bytes=config.read_ahead,
+            knows_formats=config.read_ahead_formats,
+        )
         writeback = Writeback(registry, staging, cache, background, host=host)
         health = StoreHealth(layout)
         library = Library(
@@ -223,7 +245,7 @@ async def open_house(
             provenance=Provenance("hub", config.endpoint, config.bucket, config.prefix, host, "0"),
         )
         services = Services(
-            *(config, registry, cache, fetcher, staging, writeback, library),
+            *(config, registry, cache, fetcher, prefetcher, staging, writeback, library),
             NativeVersions(layout, folder / "mountpoint", is_enabled=False),
             disk,
             health,
@@ -231,6 +253,7 @@ async def open_house(
             gid=os.getgid(),
             started_ns=time.time_ns(),
             mountpoint=folder / "mountpoint",
+            warmer=Warmer(cache, fetcher, background),
         )
         tree = Tree(services, lambda made: RootFolder(made, None, ""))
         house = House(services, tree, store, background, wrong)

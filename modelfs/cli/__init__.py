@@ -22,6 +22,7 @@ from modelfs.cli import (
     showing,
     verifying,
     versions,
+    warming,
 )
 from modelfs.cli.options import Settings
 from modelfs.cli.output import complain
@@ -100,6 +101,8 @@ for _command in (
     rolling.rollback,
     versions.rm,
     verifying.verify,
+    warming.warm,
+    warming.evict,
     showing.status,
     showing.demo,
 ):

@@ -51,6 +51,26 @@ def version_argument(text: str, registry: str | None) -> tuple[Model, str]:
     return Model(mount, parse_model("/".join(names[:2]))), names[2]
 
 
+def place_argument(text: str, registry: str | None) -> tuple[Model, list[str]]:
+    """Return the model and the names below it that a path, `NS/MODEL[/...]` or @VERSION, names.
+
+    A path that is there, and in a mount, goes before a name.
+    """
+    is_there = os.path.lexists(text)
+    placed = _inside_mount(os.path.realpath(text)) if is_there else None
+    placed = placed or _placed(text)
+    if placed is not None:
+        mount, names = placed
+    elif "@" in text and text.count("/") == 1:
+        model, version = version_argument(text, registry)
+        return model, [version]
+    else:
+        mount, names = mounts.choose(registry), text.strip("/").split("/")
+    if len(names) < 2:
+        raise InvalidName(f"{text!r} names no model: {HOW}")
+    return Model(mount, parse_model("/".join(names[:2]))), names[2:]
+
+
 def version_name(text: str) -> VersionId:
     """Return what `NS/MODEL@VERSION` names; NS/MODEL/VERSION, as the tree writes it, will do."""
     if "@" not in text and text.strip("/").count("/") == 2:
@@ -69,16 +89,24 @@ def _placed(text: str) -> tuple[Mount, list[str]] | None:
     """Return the mount and the names below it where `text` is a path; None where it is a name."""
     if not is_path(text):
         return None
-    known = mounts.find()
     try:
         written = os.path.abspath(text)
     except FileNotFoundError:  # the current folder was deleted
         raise ModelfsError(f"{text!r} names nothing from a folder that is gone: {HOW}") from None
-    for path in (written, _resolved(written)):
+    placed = _inside_mount(written, _resolved(written))
+    if placed is None:
+        raise InvalidName(f"{text!r} is not inside a mount of modelfs: {HOW}")
+    return placed
+
+
+def _inside_mount(*paths: str) -> tuple[Mount, list[str]] | None:
+    """Return the mount that the first of these absolute paths lies in, and the names below it."""
+    known = mounts.find()
+    for path in paths:
         mount = mounts.holding(path, known)
         if mount is not None:
             return mount, list(Path(path).relative_to(mount.path).parts)
-    raise InvalidName(f"{text!r} is not inside a mount of modelfs: {HOW}")
+    return None
 
 
 def _resolved(path: str) -> str:

@@ -195,9 +195,9 @@ class Model:
         """Count main/, which lists the registry."""
         files = size = 0
         with explained(f"list {self.main_title}", self.main_errors()):
-            for entry in _walk(str(self.path / MAIN)):
+            for _, file_size in files_at(str(self.path / MAIN)):
                 files += 1
-                size += entry.stat(follow_symlinks=False).st_size
+                size += file_size
         return Usage(files, size)
 
     def main_errors(self) -> dict[int, str]:
@@ -231,7 +231,7 @@ def find_models(mount: Mount, namespace: str | None = None) -> list[Model]:
     return models
 
 
-def attribute(path: Path, name: str) -> str | None:
+def attribute(path: str | Path, name: str) -> str | None:
     """Return the extended attribute user.modelfs.`name`; None where there is none."""
     try:
         return os.getxattr(path, ATTRIBUTE_PREFIX + name).decode(errors="replace")
@@ -252,10 +252,14 @@ def _by_number(name: str) -> list[tuple[int, str]]:
     return [(int(number or 0), word) for word, number in re.findall(r"([^0-9]*)([0-9]*)", name)]
 
 
-def _walk(folder: str) -> Iterator[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                yield from _walk(entry.path)
-            else:
-                yield entry
+def files_at(path: str) -> Iterator[tuple[str, int]]:
+    """Yield path and size of a file, or of every file below a folder."""
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    yield from files_at(entry.path)
+                else:
+                    yield entry.path, entry.stat(follow_symlinks=False).st_size
+    except NotADirectoryError:
+        yield path, os.stat(path).st_size

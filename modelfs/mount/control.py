@@ -171,6 +171,8 @@ async def status(services: Services) -> dict[str, Any]:
         "reachable_error": reachability.error,
         "requests": dict(registry.store.requests()),
         "cache": cache,
+        "warming": asdict(services.warmer.statistics()),
+        "read_ahead": asdict(services.prefetcher.statistics()),
         "store": _store(services),
         "uploads": _uploads(services),
         "freezes": _freezes(services),

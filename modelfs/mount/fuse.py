@@ -46,9 +46,10 @@ def handler(
 
         @functools.wraps(method)
         async def wrapped(self: "Operations", *args: P.args, **kwargs: P.kwargs) -> R:
-            limit_s = self.deadline_s if is_bounded else float("inf")
             try:
-                with trio.fail_after(limit_s):
+                if not is_bounded:
+                    return await method(self, *args, **kwargs)
+                with trio.fail_after(self.deadline_s):
                     return await method(self, *args, **kwargs)
             except pyfuse3.FUSEError:
                 raise
@@ -59,7 +60,7 @@ def handler(
                     log.debug("%s: %s", name, error)
                 raise pyfuse3.FUSEError(error.errno) from error
             except trio.TooSlowError:
-                log.error("%s gave up after %.0f s", name, limit_s)
+                log.error("%s gave up after %.0f s", name, self.deadline_s)
                 raise pyfuse3.FUSEError(errno.EIO) from None
             except OSError as error:
                 log.warning("%s: %s", name, error)
@@ -299,7 +300,10 @@ class Operations(pyfuse3.Operations):
     async def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:
         text = os.fsdecode(name)
         if not text.startswith(XATTR_PREFIX):
-            raise NoData(f"no attribute {text}")
+            # Of other namespaces (security, system) there are none at all: ls and cp, which are
+            # told so once, ask no more for each file; of user there is just none of this name.
+            missing = errno.ENODATA if text.startswith("user.") else errno.EOPNOTSUPP
+            raise pyfuse3.FUSEError(missing)
         return (await self.tree[inode].xattr(text.removeprefix(XATTR_PREFIX))).encode()
 
     @handler(is_bounded=True)
@@ -314,7 +318,11 @@ class Operations(pyfuse3.Operations):
             node.refuse_change()
             raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
         text = node_name.removeprefix(XATTR_PREFIX)
-        await node.set_xattr(text, value.decode(), _caller(ctx))
+        try:
+            said = value.decode()
+        except UnicodeDecodeError:
+            raise InvalidName(f"the value of {text} is no UTF-8") from None
+        await node.set_xattr(text, said, _caller(ctx))
 
     @handler(is_bounded=True)
     async def removexattr(self, inode: int, name: bytes, ctx: Any) -> None:

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 from modelfs.errors import NotFound, ReadOnly, Stale
 from modelfs.store.cache import CachedFile
+from modelfs.store.localreads import Buffer, Run
 from modelfs.store.openfiles import Readable
-from modelfs.store.parts import Urgency
-from modelfs.store.readahead import ReadAhead
+from modelfs.store.prefetch import Look
 from modelfs.store.staging import StagedFile
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ class WorkHandle:
         self.is_writer = is_writer
         self.source = source
         self.staged: StagedFile | None = None
-        self._ahead: ReadAhead | None = None
+        self._run = Run()
+        self._look: Look | None = None
 
     def join(self, staged: StagedFile | None) -> None:
         """Read and write a staged file from now on: every handle of a node does."""
@@ -38,22 +39,24 @@ class WorkHandle:
             self.staged = staged
             staged.users += 1
 
-    async def read(self, offset: int, size: int) -> bytes | bytearray:
+    async def read(self, offset: int, size: int) -> Buffer:
         services = self.node.services
         staged = self.staged
         if staged is not None:
             return await services.staging.read(staged, offset, size)
         if self.source is None:
             raise Stale(f"{self.node.name} has changed")
+        source = self.source
         try:
-            data = await services.fetcher.read(self.source, offset, size)
+            data = await services.fetcher.read(source, offset, size, self._run)
         except (Stale, NotFound):
             services.registry.expire(self.node.model, self.node.folder.path)
             raise Stale(f"{self.node.name} was changed in the registry by someone else") from None
-        if not self.source.is_complete:
-            if self._ahead is None:
-                self._ahead = ReadAhead(self.source.part_size, self.source.info.size)
-            services.fetcher.start(self.source, self._ahead.after(offset, size), Urgency.AHEAD)
+        if not source.is_complete:
+            if self._look is None:
+                node = self.node
+                self._look = services.prefetcher.look(source, node.name, node.folder.known)
+            self._look.after(offset, size)
         return data
 
     async def write(self, offset: int, data: bytes) -> int:
@@ -120,7 +123,7 @@ class FrozenHandle:
     def __init__(self, file: Readable) -> None:
         self._file = file
 
-    async def read(self, offset: int, size: int) -> bytes | bytearray:
+    async def read(self, offset: int, size: int) -> Buffer:
         return await self._file.read(offset, size)
 
     async def write(self, offset: int, data: bytes) -> int:
@@ -142,7 +145,7 @@ class TextHandle:
     def __init__(self, content: bytes) -> None:
         self._content = content
 
-    async def read(self, offset: int, size: int) -> bytes | bytearray:
+    async def read(self, offset: int, size: int) -> Buffer:
         return self._content[offset : offset + size]
 
     async def write(self, offset: int, data: bytes) -> int:

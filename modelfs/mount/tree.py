@@ -26,9 +26,12 @@ from modelfs.registry.registry import Registry
 from modelfs.store.cache import Cache
 from modelfs.store.health import StoreHealth
 from modelfs.store.library import Library
+from modelfs.store.localreads import Buffer
 from modelfs.store.parts import Fetcher
+from modelfs.store.prefetch import Prefetcher
 from modelfs.store.sources import Caller
 from modelfs.store.staging import Staging
+from modelfs.store.warming import Warmer
 from modelfs.store.writeback import Writeback
 
 ROOT_INODE = 1
@@ -70,7 +73,8 @@ class Change:
 class Handle(Protocol):
     """An open file."""
 
-    async def read(self, offset: int, size: int) -> bytes | bytearray: ...
+    async def read(self, offset: int, size: int) -> Buffer:
+        """Return bytes, which hold until the caller's next await."""
 
     async def write(self, offset: int, data: bytes) -> int: ...
 
@@ -91,6 +95,7 @@ class Services:
     registry: Registry
     cache: Cache
     fetcher: Fetcher
+    prefetcher: Prefetcher
     staging: Staging
     writeback: Writeback
     library: Library
@@ -101,6 +106,7 @@ class Services:
     gid: int
     started_ns: int
     mountpoint: Path
+    warmer: Warmer
     bugs: int = 0
 
 

@@ -9,7 +9,7 @@ from abc import abstractmethod
 
 import trio
 
-from modelfs.errors import NotFound, Stale
+from modelfs.errors import Busy, InvalidName, NotFound, Stale
 from modelfs.mount import moving
 from modelfs.mount.handles import WorkHandle
 from modelfs.mount.tree import Attributes, Change, Folder, Node, Opened, Tree
@@ -18,7 +18,10 @@ from modelfs.registry.listing import Folder as ListedFolder
 from modelfs.registry.objects import ObjectId, ObjectInfo
 from modelfs.store.cache import CachedFile
 from modelfs.store.parts import Urgency
+from modelfs.store.sources import Caller
 from modelfs.store.staging import StagedFile
+
+OPEN_TTL_S = 0.5  # for how long the kernel believes the attributes of a file that is open
 
 
 class WorkPlace(Folder):
@@ -41,6 +44,10 @@ class WorkPlace(Folder):
     @abstractmethod
     async def listed(self) -> ListedFolder:
         """Return what the registry holds in the folder."""
+
+    def known(self) -> ListedFolder:
+        """Return what memory holds of that, with no request."""
+        return self.services.registry.known_folder(self.model, self.path)
 
 
 class WorkFile(Node):
@@ -135,9 +142,13 @@ class WorkFile(Node):
         return info.modified_ns if recorded is None else recorded
 
     def _ttl_s(self) -> float:
-        if self.is_detached or self.handles:
+        if self.is_detached:
             return 0.0
-        return self.services.registry.age_left_s(self.model, self.folder.path)
+        registry = self.services.registry
+        left_s = registry.age_left_s(self.model, self.folder.path)
+        if self.handles:  # it stays what it was opened as; the kernel asks before each read()
+            return max(left_s, min(OPEN_TTL_S, registry.metadata_ttl_s / 4))
+        return left_s
 
     # ----------------------------------------------------------------- open
 
@@ -170,6 +181,8 @@ class WorkFile(Node):
             if self.info.id != source.info.id or (staged is not None and staged.is_settling):
                 self.services.cache.close(source)
                 raise Stale(f"{self.path} has changed")
+            if not write:
+                self.services.prefetcher.opened(source.info, self.name, self.folder.known)
         return self.opened(write=write, staged=staged, source=source)
 
     def opened(
@@ -303,7 +316,42 @@ class WorkFile(Node):
         elif self.info is not None:
             here = self.services.cache.cached_bytes(self.info.id)
             found["cached"] = f"{here}/{self.info.size}"
+            warmer = self.services.warmer
+            if state := warmer.state(self.info.id):
+                found["warming"] = state
+            if error := warmer.error(self.info.id):
+                found["error"] = error
         info = staged.base if staged is not None else self.info
         if info is not None:
             found["etag"] = info.id.etag
         return found
+
+    async def set_xattr(self, name: str, value: str, caller: Caller) -> None:
+        """Take `cached`: `all` begins to bring the file's bytes into the cache, `none` drops them.
+
+        What is staged is here, and stays.
+        """
+        if name != "cached":
+            await super().set_xattr(name, value, caller)
+        elif value == "all":
+            await self._warm()
+        elif value == "none":
+            await self._evict()
+        else:
+            raise InvalidName(f"cached is set to all or none, not to {value!r}")
+
+    async def _warm(self) -> None:
+        await self.refresh()
+        if self.staged is None and self.info is not None:
+            self.services.warmer.start(self.info)
+
+    async def _evict(self) -> None:
+        if self.handles or self.staged is not None:
+            raise Busy(f"{self.path} is open, or not in the registry yet")
+        if self.info is None:
+            return
+        if self.services.warmer.state(self.info.id) is not None:
+            raise Busy(f"{self.path} is being warmed")
+        self.services.prefetcher.let_go(self.info)
+        await self.services.cache.evict(self.info.id)
+        self._pages_of = None

@@ -1,4 +1,4 @@
-"""Bytes between a file and a connection: bounded memory, no file position, exact lengths. Pure.
+"""Bytes between a file and a connection: bounded memory, no file position, exact lengths.
 
 Whoever sends or receives gives a file descriptor that several threads may use at once:
 everything here is pread and pwrite.
@@ -8,13 +8,17 @@ import errno
 import hashlib
 import io
 import os
+import threading
+import time
 from typing import Protocol
 
-from modelfs.errors import NoSpace, StoreError
+from modelfs.errors import NoSpace, RegistryUnavailable, StoreError
 from modelfs.registry.objects import Progress
 
 HASH_BLOCK = 1 << 20
-RECEIVE_BLOCK = 256 << 10
+RECEIVE_BLOCK = 1 << 20
+TRICKLE_S = 10.0
+TRICKLE_BYTES = 32 << 10  # a stream that brings less in TRICKLE_S is stalled
 
 
 def _pread(fd: int, size: int, offset: int) -> bytes:
@@ -72,22 +76,58 @@ class FileBody:
 
 
 class Readable(Protocol):
-    """A body that is being received; `read` returns b"" at its end."""
+    """A body that is being received."""
 
-    def read(self, size: int, /) -> bytes: ...
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill the buffer, or its beginning; return how much, 0 at the body's end."""
 
 
 def receive(body: Readable, length: int, fd: int, at: int, progress: Progress) -> int:
     """Write up to `length` bytes of `body` into `fd` at `at`; return how many there were.
 
-    Raises NoSpace where the disk is full, StoreError where it fails otherwise.
+    Raises NoSpace where the disk is full, StoreError where it fails otherwise, and
+    RegistryUnavailable where the body only trickles.
     """
-    done = 0
-    while done < length and (data := body.read(min(RECEIVE_BLOCK, length - done))):
-        _pwrite(fd, memoryview(data), at + done)
-        done += len(data)
-        progress(len(data))
+    buffer, done, pace = _own_buffer(), 0, Trickle()
+    while done < length and (count := body.readinto(buffer[: length - done])):
+        _pwrite(fd, buffer[:count], at + done)
+        done += count
+        progress(count)
+        pace.check(done)
     return done
+
+
+def _own_buffer() -> memoryview:
+    """Return this thread's buffer, made once: a fresh one costs more than the copy into it."""
+    if _own.buffer is None:
+        _own.buffer = memoryview(bytearray(RECEIVE_BLOCK))
+    return _own.buffer
+
+
+class _Own(threading.local):
+    buffer: memoryview | None = None
+
+
+_own = _Own()
+
+
+class Trickle:
+    """Notices a stream that moves, but so little that another connection must be better."""
+
+    def __init__(self) -> None:
+        self._until = time.monotonic() + TRICKLE_S
+        self._due = TRICKLE_BYTES
+
+    def check(self, done: int) -> None:
+        """Raise RegistryUnavailable where `done` bytes are less than TRICKLE_BYTES a TRICKLE_S."""
+        now = time.monotonic()
+        if now < self._until:
+            return
+        if done < self._due:
+            raise RegistryUnavailable(
+                f"the registry sent less than {TRICKLE_BYTES} bytes in {TRICKLE_S:.0f} s"
+            )
+        self._until, self._due = now + TRICKLE_S, done + TRICKLE_BYTES
 
 
 def _pwrite(fd: int, data: memoryview, at: int) -> None:

@@ -223,6 +223,11 @@ class Registry:
         page = await self.call(partial(self.store.list_page, prefix, by_folder=False))
         return any(info.id.key != prefix for info in page.objects)
 
+    def known_folder(self, model: ModelId, path: str) -> Folder:
+        """Return what memory holds of a folder, however old; an empty one where that is nothing."""
+        listing = self._listings.get(self.keys.model(model))
+        return (listing.folders.get(path) if listing else None) or Folder()
+
     def known_file(self, model: ModelId, path: str) -> ObjectInfo | None:
         """Return what memory holds of a file, however old; None where that is nothing."""
         listing = self._listings.get(self.keys.model(model))

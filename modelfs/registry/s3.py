@@ -117,16 +117,9 @@ class S3Store:
         progress: Progress,
         version_id: str | None = None,
     ) -> ObjectInfo:
-        wish: dict[str, Any] = {"VersionId": version_id} if version_id else {}
+        wanted = f"bytes={offset}-{offset + length - 1}"
         with self._translated(object_id.key):
-            answer = self._fast.get_object(
-                Bucket=self._bucket,
-                Key=object_id.key,
-                Range=f"bytes={offset}-{offset + length - 1}",
-                IfMatch=f'"{object_id.etag}"',
-                **wish,
-            )
-            body = answer["Body"]
+            answer, body = self._clients.get(object_id.key, wanted, object_id.etag, version_id)
             try:
                 info = answers.checked_range(object_id, answer, offset, length)
                 done = receive(body, length, fd, at, progress)

@@ -1,8 +1,8 @@
 """The boto3 clients of one bucket, and the border where botocore's errors become ours.
 
-The only file that knows boto3. Three clients differ in their time limits: for what answers
-at once, for what may take the registry a while (putting parts together, copying), and for
-the probe. They are made in the constructor, because making one is not safe in threads;
+With s3_get.py, the only file that knows boto3. Three clients differ in their time limits: for
+what answers at once, for what may take the registry a while (putting parts together, copying),
+and for the probe. They are made in the constructor, because making one is not safe in threads;
 using one is. botocore's own retries are off: registry.py retries.
 """
 
@@ -48,6 +48,7 @@ from modelfs.errors import (
 from modelfs.registry import s3_answers as answers
 from modelfs.registry.credentials import CredentialsFile, systemd_credentials
 from modelfs.registry.s3_errors import error_of
+from modelfs.registry.s3_get import Body, Getter
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -135,6 +136,8 @@ class S3Clients:
         self.fast = self._client(session, connect_s, read_s)
         self.slow = self._client(session, connect_s, settings.slow_timeout_s)
         self.probe = self._client(session, PROBE_CONNECT_S, PROBE_READ_S)
+        verify = str(settings.ca_bundle) if settings.ca_bundle else None
+        self._getter = Getter(session, self.fast, settings.bucket, verify)
 
     def _session(self) -> boto3.session.Session:
         core = botocore.session.Session()
@@ -151,11 +154,28 @@ class S3Clients:
         self, session: boto3.session.Session, connect_s: float, read_s: float
     ) -> "S3Client":
         settings = self._settings
+        try:
+            client = session.client(
+                "s3",
+                endpoint_url=settings.endpoint,
+                region_name=settings.region,
+                verify=str(settings.ca_bundle) if settings.ca_bundle else None,
+                config=self._config(connect_s, read_s),
+            )
+        except (BotoCoreError, ValueError) as error:
+            raise ConfigError(f"endpoint {settings.endpoint}: {_line(error)}") from error
+        client.meta.events.register("before-send.s3", self._count)
+        client.meta.events.register("before-call.s3.DeleteObjects", _add_md5)
+        client.meta.events.register("before-parse.s3.ListObjectsV2", _mend_listing)
+        return client
+
+    def _config(self, connect_s: float, read_s: float) -> Config:
+        settings = self._settings
         host = urlsplit(settings.endpoint).hostname or ""
         style = settings.addressing
         if style == "auto":
             style = "virtual" if host.endswith(".amazonaws.com") else "path"
-        config = Config(
+        return Config(
             connect_timeout=connect_s,
             read_timeout=read_s,
             max_pool_connections=settings.connections,
@@ -167,28 +187,21 @@ class S3Clients:
             proxies={} if _is_loopback(host) else None,
             tcp_keepalive=True,
         )
-        try:
-            client = session.client(
-                "s3",
-                endpoint_url=settings.endpoint,
-                region_name=settings.region,
-                verify=str(settings.ca_bundle) if settings.ca_bundle else None,
-                config=config,
-            )
-        except (BotoCoreError, ValueError) as error:
-            raise ConfigError(f"endpoint {settings.endpoint}: {_line(error)}") from error
-        client.meta.events.register("before-send.s3", self._count)
-        client.meta.events.register("before-call.s3.DeleteObjects", _add_md5)
-        client.meta.events.register("before-parse.s3.ListObjectsV2", _mend_listing)
-        return client
 
     def _count(self, event_name: str, **_: object) -> None:
         with self._counts_lock:
             self._counts[event_name.rpartition(".")[2]] += 1
 
+    def get(
+        self, key: str, byte_range: str, etag: str, version_id: str | None
+    ) -> tuple[answers.Answer, Body]:
+        """Return the answer to a GET, and its body; see Getter. In `translated`."""
+        self._count("GetObject")
+        return self._getter.get(key, byte_range, etag, version_id)
+
     def close(self) -> None:
         """Close the connections that are kept."""
-        for client in (self.fast, self.slow, self.probe):
+        for client in (self.fast, self.slow, self.probe, self._getter):
             client.close()
 
     def requests(self) -> Mapping[str, int]:

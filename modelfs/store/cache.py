@@ -14,14 +14,14 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import trio
 
 from modelfs.concurrency import Background, Threads
-from modelfs.errors import StoreError
+from modelfs.errors import Busy, StoreError
 from modelfs.registry.objects import ObjectId, ObjectInfo
 from modelfs.store import sidecar
 from modelfs.store.layout import close_fd, free_bytes
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 SIDECARS_MAX = 200_000  # files known, those without bytes (kept for their mtime) included
 SAVE_INTERVAL_S = 2.0  # how long a part that came may stay unrecorded
 FREE_SPACE_AGE_S = 1.0
+TRIM_PAUSE_S = 0.5  # until what was pinned when room was made may be read to its end
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class CachedFile(PartFile):
         self.saving = trio.Lock()
         self.is_sealed = False
         self.is_checked = False
+        self.is_being_checked = False
         self.is_unsaved = False
         self._former_fds: list[int] = []
 
@@ -75,6 +77,11 @@ class CachedFile(PartFile):
             self._former_fds.clear()
 
     @property
+    def is_idle(self) -> bool:
+        """Tell whether nobody uses the file but who checks it, and can do without its name."""
+        return self.users == int(self.is_being_checked)
+
+    @property
     def open_flags(self) -> int:
         if self.is_sealed:
             return os.O_RDONLY
@@ -85,7 +92,8 @@ class Cache:
     """See the module.
 
     INVARIANT: `used_bytes` is the sum of the files' present bytes; a file that is open or
-    has a flight is never removed, and a part that is pinned is never evicted.
+    has a flight is never removed, and a part that is pinned is never evicted, but for a file
+    that is only being checked: that loses its name, and the check goes on without.
     """
 
     def __init__(
@@ -109,6 +117,9 @@ class Cache:
         self._files: OrderedDict[ObjectId, CachedFile] = OrderedDict()
         self._free_bytes = (0.0, 0)
         self._coming_bytes = 0
+        self._complete_unsaved: list[CachedFile] = []
+        self._is_saving = False
+        self._is_trimming = False
         self.used_bytes = 0
         self._hits = self._misses = self._evicted = self._wrong = 0
 
@@ -123,6 +134,10 @@ class Cache:
             self._wrong,
         )
 
+    @property
+    def max_bytes(self) -> int:
+        return self._max_bytes
+
     def check_invariants(self) -> None:
         """For tests."""
         assert self.used_bytes == sum(f.present_bytes for f in self._files.values())
@@ -135,9 +150,7 @@ class Cache:
 
     async def open(self, info: ObjectInfo) -> CachedFile:
         """Return the file of an object, open; the caller gives it back with `close`."""
-        file = self._files.get(info.id)
-        if file is None:
-            file = self._files[info.id] = self._new_file(info)
+        file = self.known_file(info)
         self._files.move_to_end(info.id)
         file.users += 1
         try:
@@ -160,6 +173,13 @@ class Cache:
             self._misses += 1
         else:
             self._hits += 1
+        return file
+
+    def known_file(self, info: ObjectInfo) -> CachedFile:
+        """Return the file of an object as it is, which may have no bytes and not be open."""
+        file = self._files.get(info.id)
+        if file is None:
+            file = self._files[info.id] = self._new_file(info)
         return file
 
     @staticmethod
@@ -233,6 +253,16 @@ class Cache:
             self._remove(file)
             self._remove_files(sidecar.path_of(self._folder, object_id), file.path)
 
+    async def evict(self, object_id: ObjectId) -> None:
+        """Drop an object's bytes; raises Busy where the file is open, or its parts are coming."""
+        file = self._files.get(object_id)
+        if file is None or not (file.present or file.users):
+            return
+        if not file.is_idle:
+            raise Busy(f"{object_id.key} is open, or its bytes are just coming")
+        await self._drop_whole(file)
+        self._free_bytes = (0.0, 0)
+
     # ------------------------------------------------- PartOwner, eviction
 
     @asynccontextmanager
@@ -250,12 +280,30 @@ class Cache:
         while victims := self._victims(self._excess(await self._free()) + count):
             await self._evict(victims)
 
+    async def _trim(self) -> None:
+        """Evict what was pinned while room was made for what came, when nobody reads it more."""
+        try:
+            while self.used_bytes > self._max_bytes:
+                await trio.sleep(TRIM_PAUSE_S)
+                await self.make_room()
+        except OSError as error:  # the next part that comes begins anew
+            log.warning("the cache %s: %s", self._folder, error)
+        finally:
+            self._is_trimming = False
+
     async def _free(self) -> tuple[int, int]:
         now = time.monotonic()
         if now - self._free_bytes[0] > FREE_SPACE_AGE_S:
             free, total = await self._disk.run(free_bytes, self._folder)
             self._free_bytes = (now, free - self._min_free(total))
         return self._free_bytes  # type: ignore[return-value]
+
+    async def limit_exceeded(self) -> str | None:
+        """Return which limit is exceeded still when all that may be evicted is gone, if any."""
+        await self.make_room()
+        if self.used_bytes > self._max_bytes:
+            return f"max_size, {self._max_bytes:,} bytes"
+        return "min_free" if (await self._free())[1] < 0 else None
 
     def _excess(self, free: tuple[float, int]) -> int:
         """Return by how many bytes what is here and what comes are too much; negative: too few."""
@@ -268,13 +316,14 @@ class Cache:
         for file in self._files.values():
             if count <= 0:
                 break
-            if not file.present or (file.users and file.is_sealed):
+            is_idle = file.is_idle
+            if not file.present or (file.is_sealed and not is_idle):
                 continue
             parts = []
             for index in file.present:
-                if count <= 0 and file.users:
+                if count <= 0 and not is_idle:
                     break
-                if index not in file.pins:
+                if is_idle or index not in file.pins:
                     parts.append(index)
                     count -= file.length_of(index)
             if parts:
@@ -283,20 +332,24 @@ class Cache:
 
     async def _evict(self, victims: list[tuple[CachedFile, list[int]]]) -> None:
         for file, chosen in victims:  # chosen before others were waited for, so look again
-            if self._files.get(file.info.id) is not file or (file.users and file.is_sealed):
+            if self._files.get(file.info.id) is not file:
                 continue
-            if file.users:
+            if file.is_idle:
+                await self._drop_whole(file)
+            elif not file.is_sealed:
                 parts = [p for p in chosen if p in file.present and p not in file.pins]
                 self._drop_parts(file, parts)
                 await self._punch(file, parts)
-            else:
-                self._evicted += file.present_bytes
-                self._remove(file)
-                emptied = self._new_file(file.info)  # known still, for its mtime
-                self._insert(emptied)
-                self._files.move_to_end(emptied.info.id, last=False)
-                await self._disk.run(sidecar.remove, file.path)
         self._free_bytes = (0.0, 0)
+
+    async def _drop_whole(self, file: CachedFile) -> None:
+        """Drop a file; who checks it just now goes on with what has no name any more."""
+        self._evicted += file.present_bytes
+        self._remove(file)
+        emptied = self._new_file(file.info)  # known still, for its mtime
+        self._insert(emptied)
+        self._files.move_to_end(emptied.info.id, last=False)
+        await self._disk.run(sidecar.remove, file.path)
 
     def _drop_parts(self, file: CachedFile, parts: list[int]) -> None:
         for index in parts:
@@ -317,6 +370,7 @@ class Cache:
         file.flights.update(flights)
         file.users += 1
         try:
+            file.is_unsaved = True
             await self._save(file)
             for index in parts:
                 offset = index * file.part_size
@@ -324,12 +378,15 @@ class Cache:
         finally:
             for index, flight in flights.items():
                 del file.flights[index]
-                flight.done.set()
+                flight.land()
             file.leave()
 
     def part_arrived(self, file: PartFile, index: int, info: ObjectInfo) -> None:
         assert isinstance(file, CachedFile)
         self.used_bytes += file.length_of(index)
+        if self.used_bytes > self._max_bytes and not self._is_trimming:
+            self._is_trimming = True
+            self._background.start_soon(self._trim, name="trim the cache")
         measured_at, free = self._free_bytes
         self._free_bytes = (measured_at, free - file.length_of(index))  # until measured anew
         file.info = replace(
@@ -341,7 +398,7 @@ class Cache:
         )
         self._save_soon(file)
         if file.is_complete and file.info.md5 and not file.is_checked:
-            file.is_checked = True
+            file.is_checked = file.is_being_checked = True
             file.users += 1
             self._background.start_soon(self._check, file, name=f"check {file.info.id.key}")
 
@@ -356,6 +413,7 @@ class Cache:
             if found != file.info.md5:
                 await self.throw_away(file)
         finally:
+            file.is_being_checked = False
             file.leave()
 
     async def throw_away(self, file: CachedFile) -> None:
@@ -380,6 +438,7 @@ class Cache:
                 file.path = fresh.path
                 file.replace_fd(fresh.fd)
             self._on_wrong_bytes(file.info.id)
+            file.is_unsaved = True
             await self._save(file)
             self._remove_files(old)
         finally:
@@ -388,32 +447,52 @@ class Cache:
     # ------------------------------------------------------- what is on disk
 
     def _save_soon(self, file: CachedFile) -> None:
-        """Have a file's sidecar written soon: at once where the file is complete."""
-        if not file.is_unsaved:
-            file.is_unsaved = True
+        """Have a file's sidecar written soon: of a complete file at once, if few others are."""
+        if file.is_unsaved:
+            return
+        file.is_unsaved = True
+        if not file.is_complete:
             self._background.start_soon(self._save_later, file, name="sidecar")
+            return
+        self._complete_unsaved.append(file)
+        if not self._is_saving:
+            self._is_saving = True
+            self._background.start_soon(self._save_complete, name="sidecars")
 
     async def _save_later(self, file: CachedFile) -> None:
-        if not file.is_complete:
-            await trio.sleep(SAVE_INTERVAL_S)
-        if file.is_unsaved and self._files.get(file.info.id) is file:
-            await self._save(file)
+        await trio.sleep(SAVE_INTERVAL_S)
+        await self._save(file)
 
-    async def _save(self, file: CachedFile) -> None:
-        async with file.saving:
-            file.is_unsaved = False
-            parts = None if file.is_complete else sorted(file.present)
-            saved = sidecar.Sidecar(file.path, file.info, file.part_size, parts)
-            try:
-                await self._disk.run(saved.write, self._folder)
-            except OSError as error:
-                log.warning("the cache's sidecar of %s: %s", file.info.id.key, error)
+    async def _save_complete(self) -> None:
+        """Write the sidecars of what has become complete, those of some seconds by one thread."""
+        try:
+            while self._complete_unsaved:
+                files, self._complete_unsaved = self._complete_unsaved, []
+                await self._save(*files)
+                await trio.sleep(SAVE_INTERVAL_S)
+        finally:
+            self._is_saving = False
+
+    async def _save(self, *files: CachedFile) -> None:
+        async with AsyncExitStack() as locks:
+            waiting = []
+            for file in files:
+                await locks.enter_async_context(file.saving)
+                if file.is_unsaved and self._files.get(file.info.id) is file:
+                    file.is_unsaved = False
+                    parts = None if file.is_complete else sorted(file.present)
+                    saved = sidecar.Sidecar(file.path, file.info, file.part_size, parts)
+                    waiting.append((file, saved))
+            failed = await self._disk.run(
+                sidecar.write_all, self._folder, [saved for _, saved in waiting]
+            )
+            for (file, saved), error in zip(waiting, failed, strict=True):
+                if error is not None and self._files.get(file.info.id) is file:  # not evicted
+                    log.warning("the cache's sidecar of %s: %s", saved.info.id.key, error)
 
     async def save_all(self) -> None:
         """Write the sidecars that wait: the daemon ends."""
-        for file in list(self._files.values()):
-            if file.is_unsaved:
-                await self._save(file)
+        await self._save(*[file for file in self._files.values() if file.is_unsaved])
 
     async def load(self) -> None:
         """Rebuild the index from the sidecars, the most recently used last."""

@@ -8,7 +8,7 @@ nothing, as the parts may have had any size.
 
 import hashlib
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,7 +20,17 @@ MULTIPART = "multipart"
 _MD5_OF_NOTHING = hashlib.md5(usedforsecurity=False).hexdigest()
 
 
-class _Hash(Protocol):
+class Unconfirmed(WrongBytes):
+    """Bytes that may be right: what the registry says of them does not tell."""
+
+    def __init__(self, text: str, sha256: str) -> None:
+        super().__init__(text)
+        self.sha256 = sha256
+
+
+class Hasher(Protocol):
+    """One hash of bytes that come by; it lets other threads run meanwhile."""
+
     def update(self, data: memoryview, /) -> None: ...
 
     def hexdigest(self) -> str: ...
@@ -37,7 +47,7 @@ class _Crc32:
         return f"{self._value:08x}"
 
 
-def _new_hash(algorithm: str) -> _Hash:
+def _new_hash(algorithm: str) -> Hasher:
     return _Crc32() if algorithm == "crc32" else hashlib.new(algorithm, usedforsecurity=False)
 
 
@@ -86,8 +96,13 @@ class Hashing:
         self._sums = {algorithm: _new_hash(algorithm) for algorithm in algorithms}
         self._etags = [MultipartEtag(size) for size in expected.part_sizes] if expected else []
 
+    @property
+    def hashers(self) -> Sequence[Hasher]:
+        """All that must be given the bytes, where they do not go by `update`."""
+        return (*self._sums.values(), *self._etags)
+
     def update(self, data: memoryview) -> None:
-        for one in (*self._sums.values(), *self._etags):
+        for one in self.hashers:
             one.update(data)
 
     def hashes(self) -> Hashes:

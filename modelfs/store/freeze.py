@@ -39,27 +39,21 @@ from modelfs.errors import (
 from modelfs.registry.objects import Checksum, ObjectInfo
 from modelfs.registry.registry import Registry
 from modelfs.store import pending, publishing, versions
+from modelfs.store.bringing import Bringing, drop_from
 from modelfs.store.cache import Cache, CachedFile
-from modelfs.store.confirming import expected_of
+from modelfs.store.confirming import Expected, Unconfirmed, expected_of
 from modelfs.store.layout import Layout, close_fd, write_durably
 from modelfs.store.manifest import Entry, Manifest, as_tree
-from modelfs.store.parts import Fetcher, PartFile, Urgency
+from modelfs.store.parts import Fetcher, PartFile
+from modelfs.store.pending import Come
 
 log = logging.getLogger(__name__)
 
-PARALLEL_FILES = 8
-PARTS_QUEUED = 16  # of one file, so that reads of other files find their turn
+PARALLEL_FILES = 16  # most of them small, and waiting for the disk
+HASHING_THREADS = max(2, len(os.sched_getaffinity(0)))
 WRONG_BYTES_TRIES = 3
 RETRY_FIRST_S = 1.0
 RETRY_MAX_S = 30.0
-
-
-class _Unconfirmed(WrongBytes):
-    """Bytes that may be right: what the registry says of them does not tell."""
-
-    def __init__(self, text: str, sha256: str) -> None:
-        super().__init__(text)
-        self.sha256 = sha256
 
 
 class State(StrEnum):
@@ -109,7 +103,10 @@ class Freeze:
         self._part_size = part_size
         self._namespace = namespace
         self._unchanged = unchanged  # as mkdir has found them, for the first try
+        self._hashing = Threads(HASHING_THREADS)  # by themselves: a read waits for none of them
+        self._finishing = Threads(PARALLEL_FILES)
         self._coming: dict[str, PartFile] = {}
+        self._bringing: dict[str, Bringing] = {}
         self._wrong: Counter[str] = Counter()
         self._came: dict[str, set[str]] = {}  # the SHA-256 of what nothing confirmed, by path
         self._doubted: dict[str, tuple[CachedFile, str]] = {}  # of those, what is in the cache
@@ -220,7 +217,7 @@ class Freeze:
         elif entry.size == 0:
             source = self._partial(entry)
             await self._disk.run(source.write_bytes, b"")
-            await self._finish(entry, source, target, entry.object)
+            await self._finish(Come(entry, source, target, expected_of(entry.object)))
         else:
             await self._fetch(entry, target)
 
@@ -228,10 +225,12 @@ class Freeze:
         """Link a complete file of the cache; False where it is wrong, or evicted just now."""
         self._cache.seal(cached)
         try:
-            await self._finish(entry, cached.path, target, cached.info, is_linked=True)
+            where = (_as_it_came(entry, cached.info), cached.path, target)
+            expected = await self._expected(entry, cached.info)
+            await self._finish(Come(*where, expected, is_linked=True))
         except FileNotFoundError:
             return False
-        except _Unconfirmed as error:
+        except Unconfirmed as error:
             log.info("%s: it is fetched, to compare with what is in the cache", error)
             self._doubted[entry.path] = (cached, error.sha256)
             return False
@@ -245,16 +244,14 @@ class Freeze:
         file = await self.open_coming(entry)
         try:
             try:
-                await self._bring_parts(file)
                 try:
-                    await self._finish(entry, file.path, target, file.info)
-                except _Unconfirmed as error:  # nothing is known to be wrong: at once again
+                    await self._bring_and_finish(entry, file, target)
+                except Unconfirmed as error:  # nothing is known to be wrong: at once again
                     if self._wrong[entry.path]:
                         raise
                     log.debug("%s: fetched once more, to compare", error)
                     await self._drop_all(file)
-                    await self._bring_parts(file)
-                    await self._finish(entry, file.path, target, file.info)
+                    await self._bring_and_finish(entry, file, target)
             except WrongBytes as error:
                 await self._drop_all(file)
                 self._wrong[entry.path] += 1
@@ -270,48 +267,38 @@ class Freeze:
     async def _drop_all(self, file: PartFile) -> None:
         """Forget the bytes of a file, which may be wrong."""
         await self._disk.run(pending.forget_durable, file.path)
-        _drop_from(file, 0)
+        drop_from(file, 0)
 
-    async def _bring_parts(self, file: PartFile) -> None:
-        """Bring every part of a file, and make them durable.
-
-        Where the disk refuses (a full one may say so at fsync alone, and lose what it had
-        taken), what was not durable before is fetched again.
-        """
-        durable_parts = 0
+    async def _bring_and_finish(self, entry: Entry, file: PartFile, target: Path) -> None:
+        bringing = Bringing(file, self._fetcher, self._disk, self._hashing)
+        self._bringing[entry.path] = bringing
         try:
-            for start in range(0, file.part_count, PARTS_QUEUED):
-                parts = range(start, min(start + PARTS_QUEUED, file.part_count))
-                await self._fetcher.bring(file, parts, Urgency.FREEZE)
-                if parts.stop < file.part_count:
-                    count = parts.stop * file.part_size
-                    await self._disk.run(pending.record_durable, file.path, file.fd, count)
-                    durable_parts = parts.stop
-            await self._disk.run(os.fsync, file.fd)  # a write's error shows at its own descriptor
+            is_alone = len(self._bringing) == 1
+            expected, found = await bringing.bring(partial(self._expected, entry), is_alone)
+            came = _as_it_came(entry, file.info)
+            await self._finish(Come(came, file.path, target, expected, fd=file.fd, found=found))
         except OSError:
-            _drop_from(file, durable_parts)
+            await bringing.drop_lost()
             raise
+        finally:
+            del self._bringing[entry.path]
 
-    async def _finish(
-        self, entry: Entry, source: Path, target: Path, info: ObjectInfo, is_linked: bool = False
-    ) -> None:
-        expected = expected_of(info, await self._kept_checksum(entry, info))
-        found = await self._disk.run(pending.hashes, source, expected)
-        confirmed = expected.confirmed_by(found)
-        if confirmed is None and expected.part_sizes:
-            self._check_came_before(entry, found.sha256)
-        entry = replace(
-            entry,
-            mtime_ns=info.mtime_ns,
-            md5=info.md5,
-            sha256=found.sha256,
-            confirmed=confirmed,
-        )
-        await self._disk.run(pending.put_in_place, source, target, entry, is_linked)
-        self.done[entry.path] = entry
-        cached, sha256 = self._doubted.pop(entry.path, (None, ""))
-        if cached is not None and sha256 != found.sha256:
+    async def _finish(self, come: Come) -> None:
+        """Put a file in place whose bytes have come; raises WrongBytes, Unconfirmed."""
+        path = come.entry.path
+        came = self._came.setdefault(path, set())
+        try:
+            entry = await self._finishing.run(pending.finish, replace(come, believed=came))
+        except Unconfirmed as error:
+            came.add(error.sha256)
+            raise
+        self.done[path] = entry
+        cached, sha256 = self._doubted.pop(path, (None, ""))
+        if cached is not None and sha256 != entry.sha256:
             await self._cache.throw_away(cached)
+
+    async def _expected(self, entry: Entry, info: ObjectInfo) -> Expected:
+        return expected_of(info, await self._kept_checksum(entry, info))
 
     async def _kept_checksum(self, entry: Entry, info: ObjectInfo) -> Checksum | None:
         """Ask for the registry's own checksum of a file, where it has one and no MD5 tells."""
@@ -325,22 +312,6 @@ class Freeze:
         except ModelfsError as error:  # as when the object changed after its bytes had come
             log.info("%s is frozen without the registry's checksum: %s", entry.key, error)
             return None
-
-    def _check_came_before(self, entry: Entry, sha256: str) -> None:
-        """Believe bytes that no part size explains when the same have come twice.
-
-        Raises _Unconfirmed the first time: they may be wrong, or cut in odd parts.
-        """
-        came = self._came.setdefault(entry.path, set())
-        if sha256 not in came:
-            came.add(sha256)
-            why = f"{entry.key} has the ETag {entry.etag} by no likely part size"
-            raise _Unconfirmed(why, sha256)
-        log.info(
-            "%s cannot be compared with its ETag %s, whose part size is not known: "
-            "the same bytes came twice and are taken",
-            *(entry.key, entry.etag),
-        )
 
     async def _publish(self) -> Manifest:
         files = [self.done[entry.path] for entry in self.manifest.files]
@@ -387,12 +358,14 @@ class Freeze:
         return nullcontext()
 
     def part_arrived(self, file: PartFile, index: int, info: ObjectInfo) -> None:
+        is_answer = info is not file.info  # else it is of a part whose request goes on
         file.info = replace(
             file.info, mtime_ns=info.mtime_ns, md5=info.md5, etag_parts=info.etag_parts
         )
+        for bringing in self._bringing.values():
+            if bringing.file is file:
+                bringing.part_arrived(is_answer)
 
 
-def _drop_from(file: PartFile, first: int) -> None:
-    """Forget the parts from number `first` on: they are fetched again."""
-    for index in [index for index in file.present if index >= first]:
-        file.drop(index)
+def _as_it_came(entry: Entry, info: ObjectInfo) -> Entry:
+    return replace(entry, mtime_ns=info.mtime_ns, md5=info.md5)

@@ -26,6 +26,7 @@ from modelfs.store.cache import Cache
 from modelfs.store.freeze import Freeze, State
 from modelfs.store.health import StoreHealth
 from modelfs.store.layout import Layout, close_fd, free_bytes
+from modelfs.store.localreads import LocalReads
 from modelfs.store.manifest import (
     Entry,
     Manifest,
@@ -33,7 +34,7 @@ from modelfs.store.manifest import (
     pin,
 )
 from modelfs.store.openfiles import ComingFile, PlainFile, Readable, open_plain
-from modelfs.store.parts import Fetcher, PartFile, read_at
+from modelfs.store.parts import Fetcher
 from modelfs.store.sources import Caller, Sources
 from modelfs.store.staging import Staging
 from modelfs.store.views import VersionView
@@ -70,7 +71,8 @@ class Library:
         self._registry = registry
         self._staging = staging
         self._cache = cache
-        self._fetcher = fetcher
+        self.fetcher = fetcher
+        self.reads = LocalReads(disk)
         self._disk = disk
         self._background = background
         self._health = health
@@ -266,7 +268,7 @@ class Library:
             self.layout,
             lock_fd,
             registry=self._registry,
-            fetcher=self._fetcher,
+            fetcher=self.fetcher,
             cache=self._cache,
             disk=self._disk,
             part_size=self._part_size,
@@ -420,9 +422,3 @@ class Library:
         self.open_files[version] -= 1
         if not self.open_files[version]:
             del self.open_files[version]
-
-    async def read_plain(self, fd: int, offset: int, size: int) -> bytes | bytearray:
-        return await read_at(self._disk, fd, offset, size)
-
-    async def read_parts(self, file: PartFile, offset: int, size: int) -> bytes | bytearray:
-        return await self._fetcher.read(file, offset, size)

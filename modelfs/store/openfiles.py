@@ -7,6 +7,7 @@ from modelfs.errors import VersionFailed
 from modelfs.names import VersionId
 from modelfs.store.freeze import Freeze, State
 from modelfs.store.layout import close_fd
+from modelfs.store.localreads import Buffer, Run
 from modelfs.store.parts import PartFile
 
 if TYPE_CHECKING:
@@ -18,8 +19,8 @@ class Readable(Protocol):
 
     inode: int
 
-    async def read(self, offset: int, size: int) -> bytes | bytearray:
-        """Return bytes, fewer at the end of the file."""
+    async def read(self, offset: int, size: int) -> Buffer:
+        """Return bytes, fewer at the end of the file; they hold until the next await."""
 
     def close(self) -> None: ...
 
@@ -39,11 +40,14 @@ class PlainFile:
         self._library, self._version = library, version
         self._fd, found = opened
         self._size, self.inode = found.st_size, found.st_ino
+        self._run = Run()
         library.opened(version)
 
-    async def read(self, offset: int, size: int) -> bytes | bytearray:
+    async def read(self, offset: int, size: int) -> Buffer:
         size = min(size, self._size - offset)
-        return await self._library.read_plain(self._fd, offset, size) if size > 0 else b""
+        if size <= 0:
+            return b""
+        return await self._library.reads.read(self._fd, offset, size, self._run)
 
     def close(self) -> None:
         close_fd(self._fd)
@@ -71,14 +75,14 @@ class ComingFile:
         self.inode = os.fstat(file.fd).st_ino
         library.opened(version)
 
-    async def read(self, offset: int, size: int) -> bytes | bytearray:
+    async def read(self, offset: int, size: int) -> Buffer:
         if self._freeze is not None and self._freeze.state is State.FAILED:
             raise VersionFailed(f"{self._version} has failed: {self._freeze.error}")
         if self._finished is None and not self._file.is_complete:
             self._finished = await self._library.open_finished(self._version, self._path)
         if self._finished is not None:
             return await self._finished.read(offset, size)
-        return await self._library.read_parts(self._file, offset, size)
+        return await self._library.fetcher.read(self._file, offset, size)
 
     def close(self) -> None:
         self._file.leave()

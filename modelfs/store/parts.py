@@ -1,19 +1,20 @@
 """An object's bytes in a sparse file, brought a part at a time: PartFile and Fetcher.
 
 The cache and the freezes both keep PartFiles; one Fetcher brings the parts of all of
-them, a bounded number at once, the most urgent first, each part once however many want
-it. A part is fetched by a task of the daemon's nursery, so a reader that gives up ends
-nothing. Owned by the trio thread; bodies are written by threads of the registry's pool.
+them, a bounded number of requests at once, the most urgent first, each part once however many
+want it. What nobody waits for comes by fewer, larger requests. A part is fetched by a task of
+the daemon's nursery, so a reader that gives up ends nothing. Owned by the trio thread; bodies
+are written by threads of the registry's pool.
 """
 
 import heapq
 import itertools
+import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from enum import IntEnum
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +25,11 @@ from modelfs.errors import ModelfsError, StoreError
 from modelfs.registry.objects import ObjectInfo
 from modelfs.registry.registry import Registry
 from modelfs.store.layout import close_fd
+from modelfs.store.localreads import Buffer, LocalReads, Run
+
+log = logging.getLogger(__name__)
+
+REQUEST_PARTS = 4  # adjacent parts that one request brings, where nobody waits for them yet
 
 
 class Urgency(IntEnum):
@@ -31,7 +37,8 @@ class Urgency(IntEnum):
 
     DEMAND = 0
     AHEAD = 1
-    FREEZE = 2
+    WARM = 2
+    FREEZE = 3
 
 
 class PartOwner(Protocol):
@@ -45,9 +52,13 @@ class PartOwner(Protocol):
 
 
 class Flight:
-    """A part on its way in (or, while it is evicted, on its way out)."""
+    """A part on its way in (or, while it is evicted, on its way out).
 
-    __slots__ = ("done", "error", "file", "index", "is_started")
+    `came` is how many of its bytes are in the file, from its beginning on; a working thread
+    counts them.
+    """
+
+    __slots__ = ("_awaited", "_token", "came", "done", "error", "file", "index", "is_started")
 
     def __init__(self, file: "PartFile", index: int) -> None:
         self.file = file
@@ -55,6 +66,47 @@ class Flight:
         self.done = trio.Event()
         self.error: ModelfsError | None = None
         self.is_started = False
+        self.came = 0
+        self._awaited: tuple[int, trio.Event] | None = None
+        self._token = trio.lowlevel.current_trio_token()
+
+    @property
+    def offset(self) -> int:
+        return self.index * self.file.part_size
+
+    @property
+    def length(self) -> int:
+        return self.file.length_of(self.index)
+
+    def event_of(self, count: int) -> trio.Event:
+        """Return what is set when `count` bytes have come, or fewer, or the flight is over."""
+        if self.done.is_set():
+            return self.done
+        if self._awaited is None:
+            self._awaited = (count, trio.Event())
+        else:
+            self._awaited = (min(count, self._awaited[0]), self._awaited[1])
+        event = self._awaited[1]
+        if self.came >= count:  # they came since the caller has looked, and nobody was to be woken
+            self._wake()
+        return event
+
+    def move(self, count: int) -> None:
+        """Count bytes that came, in the thread that has written them."""
+        self.came += count
+        awaited = self._awaited
+        if awaited is not None and self.came >= awaited[0]:
+            call_soon(self._token, self._wake)
+
+    def _wake(self) -> None:
+        if self._awaited is not None:
+            self._awaited[1].set()
+            self._awaited = None
+
+    def land(self) -> None:
+        """The part is here, or will not come."""
+        self.done.set()
+        self._wake()
 
 
 class PartFile:
@@ -150,11 +202,18 @@ class Fetcher:
     """
 
     def __init__(
-        self, registry: Registry, background: Background, disk: Threads, parallel: int
+        self,
+        registry: Registry,
+        background: Background,
+        disk: Threads,
+        parallel: int,
+        *,
+        request_parts: int = REQUEST_PARTS,
     ) -> None:
+        self._request_parts = request_parts
         self._registry = registry
         self._background = background
-        self._disk = disk
+        self._reads = LocalReads(disk)
         self._free = parallel
         self._queue: list[tuple[int, int, Flight]] = []
         self._order = itertools.count()
@@ -185,66 +244,162 @@ class Fetcher:
         with file.pinned(parts):  # what came is not evicted for what else is waited for
             while flights := self.start(file, parts, urgency):
                 for flight in flights:
-                    await wait_while_moving(flight.done, self.progress, self._registry.timeout_s)
-                    if flight.error is not None:
-                        raise flight.error
+                    await self._wait(flight, flight.done)
+
+    async def _wait(self, flight: Flight, event: trio.Event) -> None:
+        await wait_while_moving(event, self.progress, self._registry.timeout_s)
+        if flight.error is not None:
+            raise flight.error
+
+    async def _bring_bytes(self, file: PartFile, parts: range, end: int) -> None:
+        """Return when the bytes of `parts` before `end` are in the file.
+
+        Of a part that is just coming the beginning is enough.
+        """
+        while flights := self.start(file, parts, Urgency.DEMAND):
+            for flight in flights:
+                count = end - flight.offset
+                if count >= flight.length:
+                    await self._wait(flight, flight.done)
+                elif flight.came < count:
+                    await self._wait(flight, flight.event_of(count))
+            if all(flight.came >= end - flight.offset for flight in flights):
+                return
 
     def _pump(self) -> None:
         while self._free and self._queue:
-            flight = heapq.heappop(self._queue)[2]
-            if not flight.is_started:  # else it stood in the queue twice
-                flight.is_started = True
+            urgency, _, flight = heapq.heappop(self._queue)
+            if not flight.is_started:  # else it stood in the queue twice, or came with another
+                most = 1 if urgency is Urgency.DEMAND else self._request_parts
+                flights = _with_next(flight, most)
+                for started in flights:
+                    started.is_started = True
                 self._free -= 1
-                self._background.start_soon(self._fetch, flight, name=f"part of {flight.file.path}")
+                name = f"parts of {flight.file.path}"
+                self._background.start_soon(self._fetch, flights, name=name)
 
-    async def _fetch(self, flight: Flight) -> None:
-        file, index = flight.file, flight.index
+    async def _fetch(self, flights: list[Flight]) -> None:
+        """Bring adjacent parts of one file by one request."""
+        file, last = flights[0].file, flights[-1]
+        error: ModelfsError | None = None
         try:
-            offset, length = index * file.part_size, file.length_of(index)
-            get = partial(self._registry.store.get_range, version_id=file.info.version_id)
-            where = (file.info.id, offset, length, file.fd, offset)
-            async with file.owner.room(length):
-                info = await self._registry.call_data(get, *where, self.progress)
-            file.add(index)
-            self.fetched_parts += 1
-            file.owner.part_arrived(file, index, info)
-        except ModelfsError as error:
-            flight.error = error
-        except OSError as error:
-            flight.error = StoreError(f"{file.path}: {error.strerror}")
+            async with file.owner.room(sum(flight.length for flight in flights)):
+                get = _Get(self._registry, flights, self.progress, self.arrived_early)
+                info = await self._registry.call_data(get)
+            self._arrived(last, info)
+        except ModelfsError as failure:
+            error = failure
+        except OSError as failure:
+            error = StoreError(f"{file.path}: {failure.strerror}")
         except Exception:
-            flight.error = ModelfsError(f"{file.info.id.key}: a bug of modelfs, see the log")
+            error = ModelfsError(f"{file.info.id.key}: a bug of modelfs, see the log")
             raise
         finally:
             self._free += 1
-            del file.flights[index]
-            flight.done.set()
-            file.leave()
+            for flight in flights:
+                self.give_up(flight, error)
             self._pump()
 
-    async def read(self, file: PartFile, offset: int, size: int) -> bytes | bytearray:
-        """Return bytes [offset, offset + size) of the object, fewer at its end."""
+    def _arrived(self, flight: Flight, info: ObjectInfo | None = None) -> None:
+        """Take note of a part; of the last one of a request after the others, with its answer."""
+        file = flight.file
+        if not flight.done.is_set():  # else the request was given up meanwhile
+            file.add(flight.index)
+            self.fetched_parts += 1
+            file.owner.part_arrived(file, flight.index, info or file.info)
+            self._end(flight)
+
+    def arrived_early(self, flight: Flight, info: ObjectInfo | None = None) -> None:
+        """Take note of a part whose thread goes on; a bug there must not end the event loop."""
+        try:
+            self._arrived(flight, info)
+        except Exception:
+            log.exception("a part of %s", flight.file.info.id.key)
+            flight.error = ModelfsError(f"{flight.file.info.id.key}: a bug of modelfs, see the log")
+            self._end(flight)
+
+    def give_up(self, flight: Flight, error: ModelfsError | None) -> None:
+        """End a flight that has not arrived; who waits for it is told why."""
+        if not flight.done.is_set():
+            flight.error = error
+            self._end(flight)
+
+    def _end(self, flight: Flight) -> None:
+        del flight.file.flights[flight.index]
+        flight.land()
+        flight.file.leave()
+
+    async def read(self, file: PartFile, offset: int, size: int, run: Run | None = None) -> Buffer:
+        """Return bytes [offset, offset + size) of the object, fewer at its end.
+
+        They hold until the caller's next await. `run` is what one reader has read before.
+        """
         size = min(size, file.info.size - offset)
         if size <= 0:
             return b""
         parts = file.parts_of(offset, size)
-        if any(index not in file.present for index in parts):
-            await self.bring(file, parts, Urgency.DEMAND)
-        file.touch(parts)
         with file.pinned(parts):
-            return await read_at(self._disk, file.fd, offset, size)
+            if any(index not in file.present for index in parts):
+                await self._bring_bytes(file, parts, offset + size)
+            file.touch(parts)
+            return await self._reads.read(file.fd, offset, size, run)
 
 
-async def read_at(disk: Threads, fd: int, offset: int, size: int) -> bytes | bytearray:
-    """Return `size` bytes of a local file: at once from memory, else by a thread.
+def _with_next(flight: Flight, most: int) -> list[Flight]:
+    """Return a flight and those of the parts after it that wait too, at most so many in all."""
+    found = [flight]
+    while len(found) < most:
+        following = flight.file.flights.get(found[-1].index + 1)
+        if following is None or following.is_started:
+            break
+        found.append(following)
+    return found
 
-    A hop to a thread costs more than the read of a page that is in memory; RWF_NOWAIT
-    tells the two apart (EAGAIN; EOPNOTSUPP on file systems without it, as ceph-fuse).
-    """
-    buffer = bytearray(size)
-    try:
-        if os.preadv(fd, [buffer], offset, os.RWF_NOWAIT) == size:
-            return buffer
-    except OSError:
-        pass
-    return await disk.run(os.pread, fd, size, offset)
+
+class _Get:
+    """The request for adjacent parts, run in a thread; after a failed try for the rest alone."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        flights: list[Flight],
+        progress: Progress,
+        arrived: Callable[[Flight], None],
+    ) -> None:
+        self._get_range = registry.store.get_range
+        self._flights = flights
+        self._info = flights[0].file.info
+        self._fd = flights[0].file.fd
+        self._progress = progress
+        self._arrived = arrived
+        self._token = trio.lowlevel.current_trio_token()
+        self._coming = 0  # which of the flights gets the next byte
+
+    def __call__(self) -> ObjectInfo:
+        coming, last = self._flights[self._coming], self._flights[-1]
+        if last.came == last.length:  # all had come when it failed
+            last.came = 0
+        offset = coming.offset + coming.came
+        length = last.offset + last.length - offset
+        where = (offset, length, self._fd, offset)
+        version_id = self._info.version_id
+        return self._get_range(self._info.id, *where, self._count, version_id=version_id)
+
+    def _count(self, count: int) -> None:
+        self._progress(count)
+        while count:
+            flight = self._flights[self._coming]
+            moved = min(count, flight.length - flight.came)
+            flight.move(moved)
+            count -= moved
+            if flight is self._flights[-1]:
+                return
+            if flight.came == flight.length:
+                self._coming += 1
+                call_soon(self._token, self._arrived, flight)
+
+
+def call_soon(token: trio.lowlevel.TrioToken, work: Callable[..., object], *args: object) -> None:
+    """Have the trio thread call `work`, from a thread that may have outlived it."""
+    with suppress(trio.RunFinishedError):
+        token.run_sync_soon(work, *args)

@@ -8,9 +8,9 @@ import fcntl
 import logging
 import os
 import uuid
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modelfs.config import NamespaceConfig
@@ -18,7 +18,8 @@ from modelfs.errors import AlreadyExists, ModelfsError
 from modelfs.names import VersionId, parse_model
 from modelfs.registry.objects import ObjectId
 from modelfs.store import publishing, versions
-from modelfs.store.confirming import Expected, Hashes, Hashing
+from modelfs.store.confirming import Expected, Hashes, Unconfirmed
+from modelfs.store.hashing import hashes
 from modelfs.store.layout import (
     Layout,
     close_fd,
@@ -31,8 +32,6 @@ from modelfs.store.layout import (
 from modelfs.store.manifest import Entry, Manifest, folders_of
 
 log = logging.getLogger(__name__)
-
-HASH_BYTES = 1 << 20
 
 Unchanged = Mapping[ObjectId, tuple[Entry, Path]]
 """The files of ready versions that hold objects of a manifest, with their entries there."""
@@ -120,7 +119,11 @@ def _written_bytes(folder: Path) -> int:
 def open_coming(path: Path, open_now: Callable[[], None]) -> int:
     """Open (and make) the file in which parts arrive; return how many bytes it holds durably."""
     path.parent.mkdir(exist_ok=True)  # a reader may be faster than the freeze
-    open_now()
+    try:
+        open_now()
+    except PermissionError:  # sealed, but not renamed: a crash, or a disk that refused
+        path.chmod(0o600)
+        open_now()
     return durable_bytes(path)
 
 
@@ -261,16 +264,6 @@ def link_or_copy(source: Path, target: Path) -> None:
         copy_durably(source, target)
 
 
-def hashes(path: Path, expected: Expected | None = None) -> Hashes:
-    """Return the SHA-256 of a file, and what is to be compared with what is expected of it."""
-    hashing = Hashing(expected)
-    with path.open("rb", buffering=0) as file:
-        buffer = bytearray(min(HASH_BYTES, os.fstat(file.fileno()).st_size))
-        while buffer and (count := file.readinto(buffer)):
-            hashing.update(memoryview(buffer)[:count])
-    return hashing.hashes()
-
-
 def _recorded(path: Path, name: str) -> str | None:
     try:
         return os.getxattr(path, f"user.modelfs.{name}").decode()
@@ -278,38 +271,86 @@ def _recorded(path: Path, name: str) -> str | None:
         return None
 
 
-def set_attribute(path: Path, name: str, value: str) -> None:
+def set_attribute(file: Path | int, name: str, value: str) -> None:
     """Set `user.modelfs.NAME`; a file system without user attributes goes without."""
     try:
-        os.setxattr(path, f"user.modelfs.{name}", value.encode())
+        os.setxattr(file, f"user.modelfs.{name}", value.encode())
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.ENOSPC, errno.E2BIG):
             raise
 
 
-def seal_file(path: Path, entry: Entry) -> None:
-    """Give a checked file its times, attribute and mode, and make it durable."""
-    set_attribute(path, "sha256", entry.sha256 or "")
-    if entry.confirmed is not None:
-        set_attribute(path, "confirmed", entry.confirmed)
-    os.utime(path, ns=(entry.time_ns, entry.time_ns))
-    os.chmod(path, 0o444)
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        close_fd(fd)
+@dataclass(frozen=True, slots=True)
+class Come:
+    """A file whose bytes have come: where it lies, where it goes, what is known of it.
+
+    `fd` is by what its bytes were written, None where nobody wrote any. `found` are its hashes,
+    None where it is not hashed yet; `believed` are the SHA-256 of bytes that came before.
+    """
+
+    entry: Entry
+    source: Path
+    target: Path
+    expected: Expected
+    is_linked: bool = False
+    fd: int | None = None
+    found: Hashes | None = None
+    believed: Set[str] = frozenset()
 
 
-def put_in_place(source: Path, target: Path, entry: Entry, is_linked: bool) -> None:
-    """Seal a checked file, then give it its name; while it is open: see write_durably."""
-    fd = os.open(source, os.O_RDONLY)
-    try:
-        seal_file(source, entry)
+def finish(come: Come) -> Entry:
+    """Hash, check, seal and sync a file, and give it its name below `files/`; in one go.
+
+    Bytes that no part size explains are believed when the same have come twice. Raises
+    WrongBytes, and Unconfirmed where they may be wrong, or cut in odd parts.
+    """
+    entry = come.entry
+    found = come.found or hashes(come.source, come.expected)
+    confirmed = come.expected.confirmed_by(found)
+    if confirmed is None and come.expected.part_sizes:
+        if found.sha256 not in come.believed:
+            why = f"{entry.key} has the ETag {entry.etag} by no likely part size"
+            raise Unconfirmed(why, found.sha256)
+        log.info(
+            "%s cannot be compared with its ETag %s, whose part size is not known: "
+            "the same bytes came twice and are taken",
+            *(entry.key, entry.etag),
+        )
+    entry = replace(entry, sha256=found.sha256, confirmed=confirmed)
+    put_in_place(come.source, come.target, entry, come.is_linked, come.fd)
+    return entry
+
+
+def put_in_place(
+    source: Path, target: Path, entry: Entry, is_linked: bool, fd: int | None = None
+) -> None:
+    """Seal a checked file, then give it its name; while it is open: see write_durably.
+
+    What was written is synced by `fd`: an error of writing shows at the descriptor that wrote.
+    """
+    with open_to_read(source) if fd is None else nullcontext(fd) as opened:
+        seal_file(opened, entry)
         if is_linked:
             link_or_copy(source, target)
         else:
             source.rename(target)
+
+
+def seal_file(fd: int, entry: Entry) -> None:
+    """Give a checked file its times, attribute and mode, and make it durable."""
+    set_attribute(fd, "sha256", entry.sha256 or "")
+    if entry.confirmed is not None:
+        set_attribute(fd, "confirmed", entry.confirmed)
+    os.utime(fd, ns=(entry.time_ns, entry.time_ns))
+    os.fchmod(fd, 0o444)
+    os.fsync(fd)
+
+
+@contextmanager
+def open_to_read(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield fd
     finally:
         close_fd(fd)
 

@@ -1,33 +1,57 @@
-"""The window: given the offsets that one reader asks for, which parts to bring next. Pure."""
+"""The window: given the offsets that are asked for, which parts to bring next. Pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-WINDOW_START = 1  # parts brought ahead of a reader at its second sequential read
-WINDOW_MAX = 8  # parts; with 8 MiB parts, 64 MiB ahead of each sequential reader
-NEAR_BYTES = 2 * 1024 * 1024  # two of the kernel's requests of 1 MiB that swap their places
+AHEAD_FACTOR = 4  # bytes brought ahead for each byte that was read in sequence
+BATCH_PARTS = 4  # asked for together, where one is still to come
+NEAR_BYTES = 2 << 20  # two of the kernel's requests of 1 MiB that swap their places
+STREAMS_MAX = 16  # places in one file that threads read on from side by side
+
+
+@dataclass(slots=True)
+class _Stream:
+    """Where a reader would go on, and how much it has read in sequence; bytes."""
+
+    next: int
+    read: int = 0
+    asked: int = 0  # the parts before this one were asked for
 
 
 @dataclass(slots=True)
 class ReadAhead:
-    """One reader's window: doubled as the reader goes on, closed when it jumps."""
+    """The windows of one open file: each grows with what was read on from there.
+
+    At least one part ahead, at most `window_bytes`; none before the second read of a stream.
+    """
 
     part_size: int
     file_size: int
-    _next: int | None = None  # where the reader would go on; None before its first read
-    _window: int = 0
+    window_bytes: int
+    _streams: list[_Stream] = field(default_factory=list)  # the most recently used last
 
     def after(self, offset: int, size: int) -> range:
         """Note a read and return the parts worth bringing now, the reader's own excluded."""
         end = min(offset + size, self.file_size)
-        before, self._next = self._next, end
-        if before is None or abs(offset - before) > NEAR_BYTES:
-            self._window = 0
+        stream = self._find(offset)
+        if stream is None:
+            self._streams = [*self._streams[1 - STREAMS_MAX :], _Stream(end)]
             return range(0)
-        self._next = max(end, before)
-        if self._window == 0:
-            self._window = WINDOW_START
-        elif self._next // self.part_size != before // self.part_size:
-            self._window = min(self._window * 2, WINDOW_MAX)
-        first = max(0, self._next - 1) // self.part_size + 1
+        stream.next = max(stream.next, end)
+        stream.read += size
+        wanted = min(AHEAD_FACTOR * stream.read, self.window_bytes)
         last = (self.file_size - 1) // self.part_size
-        return range(first, min(first + self._window, last + 1))
+        first = max(0, stream.next - 1) // self.part_size + 1
+        end_part = min(first - (-wanted // self.part_size), last + 1)
+        few = end_part - max(first, stream.asked) < BATCH_PARTS and end_part <= last
+        if few and stream.asked > first:
+            return range(0)
+        first, stream.asked = max(first, stream.asked), max(end_part, stream.asked)
+        return range(first, end_part)
+
+    def _find(self, offset: int) -> _Stream | None:
+        for stream in reversed(self._streams):
+            if abs(offset - stream.next) <= NEAR_BYTES:
+                self._streams.remove(stream)
+                self._streams.append(stream)
+                return stream
+        return None

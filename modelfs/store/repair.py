@@ -127,12 +127,13 @@ class Repairer:
         with target.open("xb", buffering=0) as file:
             for offset in range(0, entry.size, self._part_size):
                 self._fetch_part(entry, offset, file.fileno())
-        sha256 = sha256_of(target, Pace(None), lambda _: None)
-        if sha256 != entry.sha256:
-            raise WrongBytes(
-                f"the registry gives {entry.key} with SHA-256 {sha256}, not with what was frozen"
-            )
-        seal_file(target, entry)
+            sha256 = sha256_of(target, Pace(None), lambda _: None)
+            if sha256 != entry.sha256:
+                raise WrongBytes(
+                    f"the registry gives {entry.key} with SHA-256 {sha256}, "
+                    "not with what was frozen"
+                )
+            seal_file(file.fileno(), entry)
 
     def _fetch_part(self, entry: Entry, offset: int, fd: int) -> ObjectInfo:
         length = min(self._part_size, entry.size - offset)

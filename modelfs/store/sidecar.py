@@ -121,6 +121,18 @@ def load(folder: Path) -> list[tuple[Sidecar, bool]]:
     return [(saved, shared) for _, saved, shared in sorted(found, key=lambda item: item[0])]
 
 
+def write_all(folder: Path, sidecars: Iterable[Sidecar]) -> list[OSError | None]:
+    """Write sidecars one after the other; return for each what went wrong, None for nothing."""
+    failed: list[OSError | None] = []
+    for saved in sidecars:
+        try:
+            saved.write(folder)
+            failed.append(None)
+        except OSError as error:
+            failed.append(error)
+    return failed
+
+
 def move(source: Path, target: Path) -> None:
     target.parent.mkdir(mode=0o700, exist_ok=True)
     source.replace(target)

@@ -32,7 +32,8 @@ from modelfs.names import ModelId, parse_model
 from modelfs.registry.objects import ObjectInfo
 from modelfs.store.etags import expected_etag
 from modelfs.store.layout import close_fd, write_durably
-from modelfs.store.parts import PartFile, read_at
+from modelfs.store.localreads import Buffer, LocalReads
+from modelfs.store.parts import PartFile
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +141,7 @@ class Staging:
         self._folder = folder
         self._check_store = check_store
         self._disk = disk
+        self._reads = LocalReads(disk)
         self._local_only = local_only
         self._max_bytes = max_bytes
         self.local_folders: set[tuple[ModelId, str]] = set()
@@ -223,9 +225,10 @@ class Staging:
             raise StoreError(f"the staged file {staged.path}: {staged.failure.strerror}")
         await self._disk.run(_reopen_now, staged)
 
-    async def read(self, staged: StagedFile, offset: int, size: int) -> bytes | bytearray:
+    async def read(self, staged: StagedFile, offset: int, size: int) -> Buffer:
+        """Return bytes, fewer at the end of the file; they hold until the next await."""
         size = min(size, staged.size - offset)
-        return await read_at(self._disk, staged.fd, offset, size) if size > 0 else b""
+        return await self._reads.read(staged.fd, offset, size) if size > 0 else b""
 
     async def write(self, staged: StagedFile, offset: int, data: bytes) -> None:
         await self._reopen(staged)

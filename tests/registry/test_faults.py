@@ -213,17 +213,24 @@ def test_an_answer_that_was_not_asked_for_is_an_error_and_no_data(tmp_path, targ
     assert os.fstat(target).st_size == 0
 
 
+def kept(said: bytes) -> bytes:
+    """Return an answer after which the connection may be used again: its body is read otherwise."""
+    return said.replace(b"Connection: close\r\n", b"")
+
+
+@pytest.mark.parametrize("begin", [bytes, kept], ids=["closing", "kept"])
 @pytest.mark.parametrize("end", [[], [RESET], [HANG]], ids=["closes", "resets", "stalls"])
 @pytest.mark.parametrize("sent", [0, 1000], ids=["nothing", "some"])
-def test_a_body_that_breaks_off_is_unavailable(tmp_path, target, end, sent):
-    script = [ranged(DATA)[: -len(DATA)], DATA[:sent], *end]
+def test_a_body_that_breaks_off_is_unavailable(tmp_path, target, begin, end, sent):
+    script = [begin(ranged(DATA)[: -len(DATA)]), DATA[:sent], *end]
     with served(tmp_path, script) as (store, _), bounded(), pytest.raises(RegistryUnavailable):
         get(store, target)
 
 
-def test_after_a_body_that_broke_off_the_next_request_gets_its_own_answer(tmp_path, target):
-    broken = [ranged(DATA)[: -len(DATA)], DATA[:100], HANG]
-    with served(tmp_path, broken, [ranged()]) as (store, _), bounded():
+@pytest.mark.parametrize("begin", [bytes, kept], ids=["closing", "kept"])
+def test_after_a_body_that_broke_off_the_next_request_gets_its_own_answer(tmp_path, target, begin):
+    broken = [begin(ranged(DATA)[: -len(DATA)]), DATA[:100], HANG]
+    with served(tmp_path, broken, [begin(ranged())]) as (store, _), bounded():
         with pytest.raises(RegistryUnavailable):
             get(store, target)
         get(store, target)

@@ -145,6 +145,20 @@ async def test_readers_and_evictions_side_by_side_never_see_wrong_bytes(tmp_path
 
 
 @trio_test
+async def test_what_did_not_fit_while_it_was_read_goes_by_itself_afterwards(tmp_path: Path) -> None:
+    store, data = FakeStore(), data_of("big", 8)
+    info = store.place(key("big"), data)
+    async with open_house(tmp_path / "s", store, max_bytes=3 * PART) as house:
+        file = await house.cache.open(info)
+        assert await house.fetcher.read(file, 0, len(data)) == data  # all of it pinned at once
+        await until(lambda: house.cache.used_bytes <= 3 * PART)
+        await until(lambda: on_disk(house) <= 3 * PART)
+        house.cache.close(file)
+        assert await house.read(key("big")) == data
+        await until(lambda: house.cache.used_bytes <= 3 * PART)
+
+
+@trio_test
 async def test_rooms_made_side_by_side_count_what_they_evict_once(tmp_path: Path) -> None:
     store = filled(12)
     async with open_house(tmp_path / "s", store) as house:

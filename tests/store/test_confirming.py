@@ -299,13 +299,14 @@ async def test_a_checksum_that_cannot_be_had_any_more_is_done_without(tmp_path: 
         if request.operation == "HeadObject":
             raise AccessDenied("no HEAD for you")
 
+    data = DATA[:27]  # one request: of more parts the rest comes while the HEAD is asked for
     for number, hook in enumerate((replace, refuse)):
         store = FakeStore()
-        store.place(KEY, DATA, part_size=PART, checksum=SHA256)
+        store.place(KEY, data, part_size=9, checksum=SHA256)
         store.hook(hook)
         async with open_house(tmp_path / str(number), store) as house:
             assert (await house.freeze("v1")).state is State.READY
-            assert house.plain("v1") == {"big": DATA}
+            assert house.plain("v1") == {"big": data}
             assert entry_of(house).confirmed == "multipart"
 
 

@@ -3,63 +3,106 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelfs.store.readahead import NEAR_BYTES, WINDOW_MAX, WINDOW_START, ReadAhead
+from modelfs.store.readahead import (
+    AHEAD_FACTOR,
+    BATCH_PARTS,
+    NEAR_BYTES,
+    STREAMS_MAX,
+    ReadAhead,
+)
 
 PART = 8 << 20
 READ = 1 << 20
+WINDOW = 64 << 20
+
+
+def window(parts: int = 100) -> ReadAhead:
+    return ReadAhead(PART, parts * PART, WINDOW)
 
 
 def test_the_first_read_brings_nothing_ahead() -> None:
-    assert len(ReadAhead(PART, 100 * PART).after(0, READ)) == 0
+    assert len(window().after(0, READ)) == 0
 
 
-def test_the_window_of_a_sequential_reader_doubles_up_to_a_bound() -> None:
-    ahead, seen = ReadAhead(PART, 100 * PART), []
-    for offset in range(0, 12 * PART, PART):
-        seen.append(len(ahead.after(offset, PART)))
-    assert seen[:5] == [0, WINDOW_START, 2, 4, 8]
-    assert max(seen) == WINDOW_MAX
+def test_the_window_grows_with_what_was_read_in_sequence_up_to_a_bound() -> None:
+    ahead, seen = window(), []
+    for offset in range(0, 20 * PART, READ):
+        end = max([part + 1 for part in ahead.after(offset, READ)] + seen[-1:] or [0])
+        seen.append(end)
+        assert end * PART <= offset + READ + AHEAD_FACTOR * offset + 2 * PART
+        assert end * PART <= offset + READ + PART + WINDOW
+    assert seen[1] == 2
+    assert seen[-1] * PART >= 19 * PART + WINDOW // 2
 
 
-def test_small_reads_inside_a_part_do_not_grow_the_window() -> None:
-    ahead = ReadAhead(PART, 100 * PART)
-    seen = {len(ahead.after(offset, 4096)) for offset in range(0, PART // 2, 4096)}
-    assert seen == {0, WINDOW_START}
+def test_no_part_is_named_twice_and_most_come_in_batches() -> None:
+    ahead = window()
+    asked = [ahead.after(offset, READ) for offset in range(0, 90 * PART, READ)]
+    parts = [part for some in asked for part in some]
+    assert parts == list(range(1, parts[-1] + 1))
+    sizes = [len(some) for some in asked if some]
+    assert set(sizes[1:-1]) == {BATCH_PARTS}
 
 
-def test_a_jump_closes_the_window() -> None:
-    ahead = ReadAhead(PART, 100 * PART)
-    for offset in range(0, 4 * PART, PART):
-        ahead.after(offset, PART)
+def test_small_reads_at_the_beginning_bring_one_part_ahead_at_most() -> None:
+    ahead = window()
+    seen = {len(ahead.after(offset, 4096)) for offset in range(0, PART // AHEAD_FACTOR, 4096)}
+    assert seen == {0, 1}
+
+
+def test_a_jump_begins_a_window_of_its_own() -> None:
+    ahead = window()
+    for offset in range(0, 4 * PART, READ):
+        ahead.after(offset, READ)
     assert len(ahead.after(50 * PART, READ)) == 0
-    assert len(ahead.after(50 * PART + READ, READ)) == WINDOW_START
+    assert list(ahead.after(50 * PART + READ, READ)) == [51]
 
 
 def test_a_random_reader_is_never_read_ahead_of() -> None:
-    ahead = ReadAhead(PART, 100 * PART)
+    ahead = window()
     assert all(len(ahead.after(at * PART, READ)) == 0 for at in (7, 3, 90, 12, 55, 1))
 
 
 def test_reads_that_arrive_a_little_out_of_order_are_sequential() -> None:
-    ahead = ReadAhead(PART, 100 * PART)
+    ahead = window()
     ahead.after(0, READ)
-    assert len(ahead.after(2 * READ, READ)) == WINDOW_START
-    assert len(ahead.after(READ, READ)) == WINDOW_START
+    assert list(ahead.after(2 * READ, READ)) == [1]
+    assert all(len(ahead.after(at * READ, READ)) == 0 for at in (1, 4, 3, 5))
+
+
+def test_several_threads_that_read_on_in_one_file_are_all_read_ahead_of() -> None:
+    ahead = window(1000)
+    starts = [number * 50 * PART for number in range(STREAMS_MAX)]
+    for start in starts:
+        assert len(ahead.after(start, READ)) == 0
+    asked: dict[int, list[int]] = {start: [] for start in starts}
+    for step in range(1, 9 * PART // READ):
+        for start in starts:
+            asked[start] += ahead.after(start + step * READ, READ)
+    for start, parts in asked.items():
+        first = start // PART
+        assert parts == list(range(first + 1, parts[-1] + 1))
+        assert parts[-1] >= first + 8 + BATCH_PARTS
+
+
+def test_a_window_of_nothing_brings_nothing() -> None:
+    ahead = ReadAhead(PART, 100 * PART, 0)
+    assert all(len(ahead.after(offset, READ)) == 0 for offset in range(0, 4 * PART, READ))
 
 
 reads = st.lists(st.tuples(st.integers(0, 50), st.integers(1, 40)), max_size=60)
 
 
-@given(st.integers(1, 10), st.integers(1, 40), reads)
+@given(st.integers(1, 10), st.integers(1, 40), st.integers(0, 60), reads)
 def test_the_parts_ahead_are_in_the_file_past_the_read_and_few(
-    part_size: int, file_size: int, asked: list[tuple[int, int]]
+    part_size: int, file_size: int, window_bytes: int, asked: list[tuple[int, int]]
 ) -> None:
-    ahead = ReadAhead(part_size, file_size)
+    ahead = ReadAhead(part_size, file_size, window_bytes)
     for offset, size in asked:
         if offset >= file_size:
             continue
         parts = ahead.after(offset, size)
-        assert len(parts) <= WINDOW_MAX
+        assert len(parts) * part_size < window_bytes + part_size
         if parts:
             assert parts[0] * part_size >= min(offset + size, file_size)
             assert parts[-1] * part_size < file_size

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import hashlib
 import os
 import threading
 import time
@@ -16,7 +17,7 @@ from modelfs.concurrency import Threads
 from modelfs.errors import StoreError
 from modelfs.names import VersionId
 from modelfs.store import health as healths
-from modelfs.store import pending
+from modelfs.store import pending, versions
 from modelfs.store.freeze import State
 from modelfs.store.health import StoreHealth
 from modelfs.store.layout import Layout, free_bytes
@@ -80,6 +81,8 @@ async def test_a_restart_fetches_only_the_parts_that_were_not_durable(tmp_path: 
     async with open_house(tmp_path / "s", store) as house:
         assert (await house.ended("v1")).state is State.READY
         assert house.plain("v1") == {"large": data}
+        (entry,) = versions.read_manifest(house.layout, version("v1")).files
+        assert entry.sha256 == hashlib.sha256(data).hexdigest()  # of what was there, too
     assert store.requests()["GetObject"] - before == MANY + 1 - 32
 
 
