@@ -55,6 +55,7 @@ def listing(contest: Contest) -> None:
     def walk(contender: Contender) -> Measured:
         found: dict[str, float] = {}
         with contest.mounted(contender, bucket) as mount:
+            mount.main.parent.stat()  # what namespaces and models there are is asked apart
             for when in (COLD, AGAIN):
                 with contest.log.counting(bucket.bucket) as requests:
                     found[when] = work.timed("listing", mount.main, data.MANY_COUNT)

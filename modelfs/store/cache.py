@@ -144,7 +144,8 @@ class Cache:
         for file in self._files.values():
             assert not set(file.present) & set(file.flights), file.path
             assert not file.is_sealed or file.is_complete, file.path
-            assert (file.fd >= 0) == (file.users > 0), file.path
+            assert file.fd < 0 or file.users > 0, file.path
+            assert file.fd >= 0 or not file.users or file.flights, file.path  # it is just made
 
     # ---------------------------------------------------------------- files
 

@@ -5,7 +5,10 @@ would stop the event loop: RWF_NOWAIT tells the two apart (EAGAIN; EOPNOTSUPP on
 without it, as ceph-fuse). Owned by the trio thread.
 """
 
+import errno
 import os
+
+import trio
 
 from modelfs.concurrency import Threads
 from modelfs.store.readahead import NEAR_BYTES
@@ -14,6 +17,8 @@ Buffer = bytes | memoryview
 
 BUFFER_BYTES = 1 << 20  # the kernel asks for no more at once
 BUFFERS_KEPT = 8
+SMALL_BYTES = 128 << 10
+LOOKS = 8  # for a small piece that the disk is bringing, before a thread waits for it
 AHEAD_BYTES = 32 << 20  # how far the disk is asked to read ahead of a sequential reader
 AHEAD_STEP_BYTES = 8 << 20
 
@@ -29,6 +34,7 @@ class LocalReads:
     def __init__(self, disk: Threads) -> None:
         self._disk = disk
         self._buffers: list[memoryview] = []
+        self._can_look = True  # whether the disk's file system knows RWF_NOWAIT
 
     async def read(self, fd: int, offset: int, size: int, run: "Run | None" = None) -> memoryview:
         """Return `size` bytes at `offset`, fewer at the end of the file; raises OSError.
@@ -39,13 +45,32 @@ class LocalReads:
         wanted = buffer[:size] if size <= BUFFER_BYTES else memoryview(bytearray(size))
         if run is not None and run.wants_ahead(offset, size):
             count = await self._disk.run(_read_ahead, fd, wanted, offset, *run.ahead())
-        elif (count := _read_now(fd, wanted, offset)) < size:
+        elif (count := self._read_now(fd, wanted, offset)) < size:
             if run is not None:
                 run.is_cold = True
-            count = await self._disk.run(os.preadv, fd, [wanted], offset)
+            count = await self._read_from_disk(fd, wanted, offset)
         if len(self._buffers) < BUFFERS_KEPT:
             self._buffers.append(buffer)
         return wanted[:count]
+
+    async def _read_from_disk(self, fd: int, wanted: memoryview, offset: int) -> int:
+        """Read what is not in memory; a small piece is often there before a thread would be.
+
+        The read that was refused has had the kernel begin to bring it.
+        """
+        if len(wanted) <= SMALL_BYTES and self._can_look:
+            for _ in range(LOOKS):
+                await trio.lowlevel.checkpoint()
+                if (count := self._read_now(fd, wanted, offset)) == len(wanted):
+                    return count
+        return await self._disk.run(os.preadv, fd, [wanted], offset)
+
+    def _read_now(self, fd: int, buffer: memoryview, offset: int) -> int:
+        try:
+            return os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
+        except OSError as error:
+            self._can_look = error.errno == errno.EAGAIN
+            return 0
 
 
 class Run:
@@ -80,13 +105,6 @@ class Run:
         start = max(self._told, self._next)
         self._told = self._next + AHEAD_BYTES
         return start, self._told - start
-
-
-def _read_now(fd: int, buffer: memoryview, offset: int) -> int:
-    try:
-        return os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
-    except OSError:
-        return 0
 
 
 def _read_ahead(fd: int, buffer: memoryview, offset: int, start: int, length: int) -> int:

@@ -19,7 +19,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 from cachetools import LRUCache
 
@@ -89,6 +89,7 @@ class Look:
     def after(self, offset: int, size: int) -> None:
         """Note a read, and begin to bring what comes next."""
         prefetcher = self._prefetcher
+        self._window.window_bytes = prefetcher.window_of(self._file)
         prefetcher.bring_parts(self._file, self._window.after(offset, size))
         if self._tensors is not None:
             prefetcher.bring_tensors(self._tensors, offset, size, self._name, self._beside)
@@ -119,6 +120,7 @@ class Prefetcher:
         self._following: LRUCache[str, str] = LRUCache(ORDERS_MAX)  # by key
         self._indexes: LRUCache[ObjectId, None] = LRUCache(FOLDERS_MAX)  # that were read
         self._openings: LRUCache[str, _Openings] = LRUCache(FOLDERS_MAX)  # by the folder's key
+        self._looks: WeakSet[Look] = WeakSet()  # of files that are being read
         self._parts_ahead = self._tensor_parts = self._shards = self._small_files = 0
 
     def statistics(self) -> PrefetchStatistics:
@@ -128,7 +130,17 @@ class Prefetcher:
 
     def look(self, file: CachedFile, name: str, beside: Beside) -> Look:
         """Return what notes the reads of a file that has just been opened."""
-        return Look(self, file, name, beside)
+        made = Look(self, file, name, beside)
+        self._looks.add(made)
+        return made
+
+    def window_of(self, file: CachedFile) -> int:
+        """Return how far ahead of one reader may be brought: all together fit into the cache.
+
+        What is brought and evicted before it is read would come twice.
+        """
+        share = self._cache.max_bytes // 2 // max(1, len(self._looks))
+        return min(self.window_bytes, share // file.part_size * file.part_size)
 
     def bring_parts(self, file: CachedFile, parts: Iterable[int]) -> int:
         """Begin to bring what is missing of these parts; return how many that were."""
@@ -180,7 +192,7 @@ class Prefetcher:
         if tensors is None or offset < tensors.starts[0] + PAST_HEADER_BYTES:
             return
         _, end = tensors.extent(offset)
-        ahead = min(end, offset + size + self.window_bytes) - (offset + size)
+        ahead = min(end, offset + size + self.window_of(file)) - (offset + size)
         if ahead > 0:
             self._tensor_parts += self.bring_parts(file, file.parts_of(offset + size, ahead))
         if file.info.size <= self._cache.max_bytes // 2:
@@ -193,7 +205,7 @@ class Prefetcher:
         """Bring the file in its order: a window of it at a time, and more the more was read."""
         file = known.file
         allowed = SWEEP_START_BYTES + SWEEP_FACTOR * known.read_bytes
-        places = self.window_bytes // file.part_size - len(file.flights)
+        places = self.window_of(file) // file.part_size - len(file.flights)
         while places > 0 and known.next_part < file.part_count and known.brought_bytes < allowed:
             part = known.next_part
             known.next_part += 1

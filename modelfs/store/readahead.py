@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-AHEAD_FACTOR = 4  # bytes brought ahead for each byte that was read in sequence
+AHEAD_FACTOR = 16  # bytes brought ahead for each byte that was read in sequence
 BATCH_PARTS = 4  # asked for together, where one is still to come
 NEAR_BYTES = 2 << 20  # two of the kernel's requests of 1 MiB that swap their places
 STREAMS_MAX = 16  # places in one file that threads read on from side by side

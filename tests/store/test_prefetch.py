@@ -8,7 +8,7 @@ import json
 import logging
 import random
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import numpy as np
@@ -583,3 +583,21 @@ def test_while_the_registry_is_down_nothing_is_brought_and_nothing_is_said(
     with caplog.at_level(logging.INFO):
         body()
     assert {record.name for record in caplog.records} == {"modelfs.registry.registry"}
+
+
+@trio_test
+async def test_what_is_brought_ahead_of_all_readers_fits_into_half_of_the_cache(
+    tmp_path: Path,
+) -> None:
+    names = [f"{number}.bin" for number in range(4)]
+    store = filled({name: bytes(40 * PART) for name in names})
+    async with open_house(tmp_path / "s", store, max_bytes=16 * PART) as house:
+        windows = []
+        async with AsyncExitStack() as stack:
+            for name in names:
+                handle = await stack.enter_async_context(opened(house, name))
+                await handle.read(0, 100)
+                windows.append(house.services.prefetcher.window_of(file_of(house, name)))
+        assert [window // PART for window in windows] == [8, 4, 2, 2]
+        await read_whole(house, names[0])
+        assert bytes_asked(store, PREFIX + names[0]) <= 41 * PART
