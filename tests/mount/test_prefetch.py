@@ -137,7 +137,9 @@ def test_safetensors_loads_the_right_tensors_and_no_byte_is_fetched_twice(
         lambda: xattr(mount.main / "w.safetensors", "cached") == f"{len(content)}/{len(content)}"
     )
     assert bytes_asked(proxy, "w.safetensors") == len(content)
-    assert mount.status()["read_ahead"]["tensor_parts"] > 0
+    # In file order the window of a reader that reads on may be faster than what knows of tensors.
+    counter = "parts_ahead" if order == "file order" else "tensor_parts"
+    assert mount.status()["read_ahead"][counter] > 0
 
 
 def test_the_header_of_a_file_of_tensors_is_read_without_the_tensors(
@@ -299,7 +301,9 @@ def test_a_cache_much_smaller_than_the_file_gives_20_readers_its_bytes_and_keeps
                 assert hashlib.md5(content[at : at + size]).hexdigest() == md5
     in_flight = parallel * 4 * MIB
     assert max(sizes) <= most + in_flight
-    wait_until(lambda: disk_bytes(mount.store / "cache") <= most)
+    # A file with holes takes a few blocks of the disk for where its parts lie.
+    wait_until(lambda: disk_bytes(mount.store / "cache") <= most + 64 * 1024)
+    assert mount.status()["cache"]["bytes"] <= most
 
 
 RANDOM_READS = """
