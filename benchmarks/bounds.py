@@ -1,17 +1,13 @@
 """What modelfs holds at most: memory, and a small cache; and what several readers share."""
 
-import os
 import statistics
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 from benchmarks import data, work
 from benchmarks.common import MIB, memory_mib
 from benchmarks.contenders import Contender, Modelfs
 from benchmarks.contest import Contest
 from benchmarks.race import MODELFS, Measured, Race, at_most, entrants
+from tests.mounting import watched_disk
 
 MEMORY = "Eight cold files of 1 GiB, read at once"
 BOUNDED = "A cache of 64 MiB"
@@ -22,7 +18,6 @@ MEMORY_LIMIT_S = 240.0
 CACHE_MIB = 64
 IN_FLIGHT_MIB = 300  # what is in flight is part of the memory that is promised
 FAIR = 3.0  # the slowest of the readers against the median
-LOOK_S = 0.05
 PARTS = data.BIG_BYTES // (8 * MIB)
 SPEED, PEAK = "all together", "peak memory of the daemon"
 
@@ -52,21 +47,21 @@ def bounded(contest: Contest) -> None:
     largest, spread = "most on the disk", "slowest reader / median"
 
     def read() -> Measured:
-        with contest.mounted(contender, big) as mount, _watched(mount.cache) as seen:
+        with contest.mounted(contender, big) as mount, watched_disk(mount.cache) as seen:
             took = work.timed("sequential", mount.main / data.WEIGHTS)
-        return {one: data.BIG_BYTES / MIB / took, f"{one}: {largest}": seen.mib}
+        return {one: data.BIG_BYTES / MIB / took, f"{one}: {largest}": max(seen) / MIB}
 
     def read_at_once() -> Measured:
         with (
             contest.log.counting(twenty.bucket) as requests,
             contest.mounted(contender, twenty) as mount,
-            _watched(mount.cache) as seen,
+            watched_disk(mount.cache) as seen,
         ):
             said = work.done("several", *(mount.main / name for name in data.twenty_names()))
         each = said["each"]
         return {
             all_of_them: data.TWENTY * data.TWENTY_BYTES / MIB / said["seconds"],
-            f"{all_of_them}: {largest}": seen.mib,
+            f"{all_of_them}: {largest}": max(seen) / MIB,
             f"{all_of_them}: GETs": requests["GET"],
             f"{all_of_them}: {spread}": max(each) / statistics.median(each),
         }
@@ -101,42 +96,3 @@ def sharing(contest: Contest) -> None:
     race.row(gets, "", at_most(PARTS))  # adjacent parts come by one
     race.row(waited, "s")
     race.row(share, "", at_most(0.1))
-
-
-# ------------------------------------------------------------------------- watch
-
-
-class _Seen:
-    """The largest size that a folder was seen to have on its disk."""
-
-    mib = 0.0
-
-
-@contextmanager
-def _watched(folder: Path) -> Iterator[_Seen]:
-    """Look every moment how much a folder takes on its disk."""
-    seen, is_over = _Seen(), threading.Event()
-
-    def watch() -> None:
-        while not is_over.wait(LOOK_S):
-            seen.mib = max(seen.mib, _blocks(folder) / MIB)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield seen
-    finally:
-        is_over.set()
-        thread.join()
-
-
-def _blocks(folder: Path) -> int:
-    """Return what `du` would; files may vanish meanwhile."""
-    size = 0
-    for top, _, names in os.walk(folder):
-        for name in names:
-            try:
-                size += os.lstat(os.path.join(top, name)).st_blocks * 512
-            except FileNotFoundError:
-                continue
-    return size

@@ -6,8 +6,10 @@ only makes a stall be noticed a moment later).
 """
 
 import logging
+import threading
 import time
 from collections.abc import Awaitable, Callable, Hashable, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -16,6 +18,8 @@ import trio
 from modelfs.errors import ModelfsError, RegistryUnavailable
 
 log = logging.getLogger(__name__)
+
+BUFFER_BYTES = 1 << 20
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
@@ -42,6 +46,26 @@ class Threads:
         return await trio.to_thread.run_sync(
             partial(function, *args), limiter=self._limiter, abandon_on_cancel=True
         )
+
+
+def call_soon(token: trio.lowlevel.TrioToken, work: Callable[..., object], *args: object) -> None:
+    """Have the trio thread call `work`, from a thread that may have outlived it."""
+    with suppress(trio.RunFinishedError):
+        token.run_sync_soon(work, *args)
+
+
+def thread_buffer() -> memoryview:
+    """Return this thread's buffer of BUFFER_BYTES; a fresh one costs more than filling it."""
+    if _own.buffer is None:
+        _own.buffer = memoryview(bytearray(BUFFER_BYTES))
+    return _own.buffer
+
+
+class _Own(threading.local):
+    buffer: memoryview | None = None
+
+
+_own = _Own()
 
 
 class Background:

@@ -41,7 +41,6 @@ from modelfs.store.library import Library
 from modelfs.store.manifest import Provenance
 from modelfs.store.parts import Fetcher
 from modelfs.store.prefetch import Prefetcher
-from modelfs.store.smallfiles import SmallFiles
 from modelfs.store.staging import Staging
 from modelfs.store.warming import Warmer
 from modelfs.store.writeback import Writeback
@@ -185,9 +184,8 @@ class _Daemon:
             check_store=health.check_there,
         )
         fetcher = Fetcher(registry, background, disk, config.parallel_requests)
-        small = SmallFiles(cache, fetcher, registry, background)
         prefetcher = Prefetcher(
-            *(cache, fetcher, small, background, disk),
+            *(cache, fetcher, registry, background, disk),
             window_bytes=config.read_ahead,
             knows_formats=config.read_ahead_formats,
         )

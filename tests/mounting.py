@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -251,3 +252,32 @@ def wait_until(
     while not condition():
         assert time.monotonic() < end, "it did not come to hold in time"
         time.sleep(pause_s)
+
+
+def disk_bytes(folder: Path) -> int:
+    """Return the bytes of disk that the files below a folder take, as du does."""
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.lstat().st_blocks * 512
+        except FileNotFoundError:  # it went meanwhile
+            continue
+    return total
+
+
+@contextmanager
+def watched_disk(folder: Path) -> Iterator[list[int]]:
+    """Fill the list with what a folder takes on its disk, again and again inside the block."""
+    found, over = [disk_bytes(folder)], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.02):
+            found.append(disk_bytes(folder))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield found
+    finally:
+        over.set()
+        thread.join()

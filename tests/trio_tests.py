@@ -32,7 +32,6 @@ from modelfs.store.library import Library
 from modelfs.store.manifest import Provenance
 from modelfs.store.parts import Fetcher
 from modelfs.store.prefetch import Prefetcher
-from modelfs.store.smallfiles import SmallFiles
 from modelfs.store.sources import Caller
 from modelfs.store.staging import Staging
 from modelfs.store.views import VersionView
@@ -231,9 +230,8 @@ async def open_house(
         )
         staging = Staging(layout.staged, disk)
         fetcher = Fetcher(registry, background, disk, parallel, request_parts=request_parts)
-        small = SmallFiles(cache, fetcher, registry, background)
         prefetcher = Prefetcher(
-            *(cache, fetcher, small, background, disk),
+            *(cache, fetcher, registry, background, disk),
             window_bytes=config.read_ahead,
             knows_formats=config.read_ahead_formats,
         )

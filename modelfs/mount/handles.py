@@ -4,7 +4,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from modelfs.errors import NotFound, ReadOnly, Stale
-from modelfs.store.cache import CachedFile
+from modelfs.store.cachedfile import CachedFile
 from modelfs.store.localreads import Buffer, Run
 from modelfs.store.openfiles import Readable
 from modelfs.store.prefetch import Look

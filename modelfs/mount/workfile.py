@@ -16,7 +16,7 @@ from modelfs.mount.tree import Attributes, Change, Folder, Node, Opened, Tree
 from modelfs.names import ModelId
 from modelfs.registry.listing import Folder as ListedFolder
 from modelfs.registry.objects import ObjectId, ObjectInfo
-from modelfs.store.cache import CachedFile
+from modelfs.store.cachedfile import CachedFile
 from modelfs.store.parts import Urgency
 from modelfs.store.sources import Caller
 from modelfs.store.staging import StagedFile

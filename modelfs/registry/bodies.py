@@ -8,15 +8,14 @@ import errno
 import hashlib
 import io
 import os
-import threading
 import time
 from typing import Protocol
 
+from modelfs.concurrency import thread_buffer
 from modelfs.errors import NoSpace, RegistryUnavailable, StoreError
 from modelfs.registry.objects import Progress
 
 HASH_BLOCK = 1 << 20
-RECEIVE_BLOCK = 1 << 20
 TRICKLE_S = 10.0
 TRICKLE_BYTES = 32 << 10  # a stream that brings less in TRICKLE_S is stalled
 
@@ -88,27 +87,13 @@ def receive(body: Readable, length: int, fd: int, at: int, progress: Progress) -
     Raises NoSpace where the disk is full, StoreError where it fails otherwise, and
     RegistryUnavailable where the body only trickles.
     """
-    buffer, done, pace = _own_buffer(), 0, Trickle()
+    buffer, done, pace = thread_buffer(), 0, Trickle()
     while done < length and (count := body.readinto(buffer[: length - done])):
         _pwrite(fd, buffer[:count], at + done)
         done += count
         progress(count)
         pace.check(done)
     return done
-
-
-def _own_buffer() -> memoryview:
-    """Return this thread's buffer, made once: a fresh one costs more than the copy into it."""
-    if _own.buffer is None:
-        _own.buffer = memoryview(bytearray(RECEIVE_BLOCK))
-    return _own.buffer
-
-
-class _Own(threading.local):
-    buffer: memoryview | None = None
-
-
-_own = _Own()
 
 
 class Trickle:

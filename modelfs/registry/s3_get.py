@@ -148,15 +148,15 @@ class Getter:
             credentials.get_frozen_credentials(), "s3", self._client.meta.region_name
         ).add_auth(request)
         response = self._http.send(request.prepare())
-        if response.status_code in ELSEWHERE:
-            response.raw.close()
-            return self._by_boto3(key, byte_range, etag, version_id)
         is_error = response.status_code >= 300
+        content = response.content if is_error else b""  # read, so that the connection is kept
+        if response.status_code in ELSEWHERE:
+            return self._by_boto3(key, byte_range, etag, version_id)
         answer = self._parser.parse(
             {
                 "status_code": response.status_code,
                 "headers": response.headers,
-                "body": response.content if is_error else b"",
+                "body": content,
             },
             self._shape,
         )

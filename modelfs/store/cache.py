@@ -10,11 +10,10 @@ means that its bytes are never changed, only its name in the cache is taken away
 """
 
 import logging
-import os
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,13 +23,15 @@ from modelfs.concurrency import Background, Threads
 from modelfs.errors import Busy, StoreError
 from modelfs.registry.objects import ObjectId, ObjectInfo
 from modelfs.store import sidecar
-from modelfs.store.layout import close_fd, free_bytes
-from modelfs.store.parts import Flight, PartFile
+from modelfs.store.cachedfile import CachedFile
+from modelfs.store.flights import Flight
+from modelfs.store.layout import free_bytes
+from modelfs.store.parts import PartFile
+from modelfs.store.saving import Saver
 
 log = logging.getLogger(__name__)
 
 SIDECARS_MAX = 200_000  # files known, those without bytes (kept for their mtime) included
-SAVE_INTERVAL_S = 2.0  # how long a part that came may stay unrecorded
 FREE_SPACE_AGE_S = 1.0
 TRIM_PAUSE_S = 0.5  # until what was pinned when room was made may be read to its end
 
@@ -46,46 +47,6 @@ class CacheStatistics:
     misses: int
     evicted_bytes: int
     wrong_files: int
-
-
-class CachedFile(PartFile):
-    """A PartFile of the cache.
-
-    INVARIANT: a sealed file is complete, and its bytes never change.
-    """
-
-    def __init__(self, path: Path, info: ObjectInfo, part_size: int, owner: "Cache") -> None:
-        super().__init__(path, info, part_size, owner)
-        self.saving = trio.Lock()
-        self.is_sealed = False
-        self.is_checked = False
-        self.is_being_checked = False
-        self.is_unsaved = False
-        self._former_fds: list[int] = []
-
-    def replace_fd(self, fd: int) -> None:
-        """Read and write another file from now on; a thread may still be reading the former."""
-        if self.fd >= 0:
-            self._former_fds.append(self.fd)
-        self.fd = fd
-
-    def leave(self) -> None:
-        super().leave()
-        if self.users == 0:
-            for fd in self._former_fds:
-                close_fd(fd)
-            self._former_fds.clear()
-
-    @property
-    def is_idle(self) -> bool:
-        """Tell whether nobody uses the file but who checks it, and can do without its name."""
-        return self.users == int(self.is_being_checked)
-
-    @property
-    def open_flags(self) -> int:
-        if self.is_sealed:
-            return os.O_RDONLY
-        return os.O_RDWR if self.present else super().open_flags  # never made anew, all zeros
 
 
 class Cache:
@@ -111,14 +72,13 @@ class Cache:
         self._disk = disk
         self._background = background
         self._part_size = part_size
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._min_free = min_free
         self._on_wrong_bytes = on_wrong_bytes
         self._files: OrderedDict[ObjectId, CachedFile] = OrderedDict()
         self._free_bytes = (0.0, 0)
+        self._saver = Saver(folder, disk, background, self._is_current)
         self._coming_bytes = 0
-        self._complete_unsaved: list[CachedFile] = []
-        self._is_saving = False
         self._is_trimming = False
         self.used_bytes = 0
         self._hits = self._misses = self._evicted = self._wrong = 0
@@ -127,16 +87,12 @@ class Cache:
         return CacheStatistics(
             len(self._files),
             self.used_bytes,
-            self._max_bytes,
+            self.max_bytes,
             self._hits,
             self._misses,
             self._evicted,
             self._wrong,
         )
-
-    @property
-    def max_bytes(self) -> int:
-        return self._max_bytes
 
     def check_invariants(self) -> None:
         """For tests."""
@@ -157,7 +113,7 @@ class Cache:
         try:
             async with file.opening:
                 if file.fd < 0:
-                    await self._disk.run(self._open_now, file)
+                    await self._disk.run(file.open_now)
         except FileNotFoundError:
             file.leave()
             if self._files.get(info.id) is file:
@@ -182,11 +138,6 @@ class Cache:
         if file is None:
             file = self._files[info.id] = self._new_file(info)
         return file
-
-    @staticmethod
-    def _open_now(file: CachedFile) -> None:
-        file.path.parent.mkdir(mode=0o700, exist_ok=True)
-        file.open_now()
 
     def _new_file(self, info: ObjectInfo) -> CachedFile:
         return CachedFile(sidecar.new_path(self._folder, info.id), info, self._part_size, self)
@@ -236,7 +187,7 @@ class Cache:
         file.info = new
         self._files[new.id] = file
         self._remove_files(sidecar.path_of(self._folder, old))
-        self._save_soon(file)
+        self._saver.save_soon(file)
 
     def learn(self, info: ObjectInfo) -> None:
         """Remember the mtime recorded in an object's metadata, its bytes cached or not."""
@@ -245,7 +196,7 @@ class Cache:
             self._insert(self._new_file(info))
         elif file.info.mtime_ns != info.mtime_ns:
             file.info = replace(file.info, mtime_ns=info.mtime_ns)
-            self._save_soon(file)
+            self._saver.save_soon(file)
 
     def forget(self, object_id: ObjectId) -> None:
         """Drop an object that is no longer in the registry, unless it is open."""
@@ -284,7 +235,7 @@ class Cache:
     async def _trim(self) -> None:
         """Evict what was pinned while room was made for what came, when nobody reads it more."""
         try:
-            while self.used_bytes > self._max_bytes:
+            while self.used_bytes > self.max_bytes:
                 await trio.sleep(TRIM_PAUSE_S)
                 await self.make_room()
         except OSError as error:  # the next part that comes begins anew
@@ -302,13 +253,13 @@ class Cache:
     async def limit_exceeded(self) -> str | None:
         """Return which limit is exceeded still when all that may be evicted is gone, if any."""
         await self.make_room()
-        if self.used_bytes > self._max_bytes:
-            return f"max_size, {self._max_bytes:,} bytes"
+        if self.used_bytes > self.max_bytes:
+            return f"max_size, {self.max_bytes:,} bytes"
         return "min_free" if (await self._free())[1] < 0 else None
 
     def _excess(self, free: tuple[float, int]) -> int:
         """Return by how many bytes what is here and what comes are too much; negative: too few."""
-        over_size = self.used_bytes + self._coming_bytes - self._max_bytes
+        over_size = self.used_bytes + self._coming_bytes - self.max_bytes
         return max(over_size, self._coming_bytes - free[1])
 
     def _victims(self, count: int) -> list[tuple[CachedFile, list[int]]]:
@@ -333,7 +284,7 @@ class Cache:
 
     async def _evict(self, victims: list[tuple[CachedFile, list[int]]]) -> None:
         for file, chosen in victims:  # chosen before others were waited for, so look again
-            if self._files.get(file.info.id) is not file:
+            if not self._is_current(file):
                 continue
             if file.is_idle:
                 await self._drop_whole(file)
@@ -371,8 +322,7 @@ class Cache:
         file.flights.update(flights)
         file.users += 1
         try:
-            file.is_unsaved = True
-            await self._save(file)
+            await self._saver.save(file)
             for index in parts:
                 offset = index * file.part_size
                 await self._disk.run(sidecar.punch, file.fd, offset, file.length_of(index))
@@ -385,7 +335,7 @@ class Cache:
     def part_arrived(self, file: PartFile, index: int, info: ObjectInfo) -> None:
         assert isinstance(file, CachedFile)
         self.used_bytes += file.length_of(index)
-        if self.used_bytes > self._max_bytes and not self._is_trimming:
+        if self.used_bytes > self.max_bytes and not self._is_trimming:
             self._is_trimming = True
             self._background.start_soon(self._trim, name="trim the cache")
         measured_at, free = self._free_bytes
@@ -397,7 +347,7 @@ class Cache:
             version_id=info.version_id,
             etag_parts=info.etag_parts,
         )
-        self._save_soon(file)
+        self._saver.save_soon(file)
         if file.is_complete and file.info.md5 and not file.is_checked:
             file.is_checked = file.is_being_checked = True
             file.users += 1
@@ -428,8 +378,8 @@ class Cache:
             async with file.opening:
                 fresh = self._new_file(file.info)
                 fresh.users += 1
-                await self._disk.run(self._open_now, fresh)
-                if self._files.get(file.info.id) is not file or not file.is_complete:
+                await self._disk.run(fresh.open_now)
+                if not self._is_current(file) or not file.is_complete:
                     fresh.leave()  # it was evicted, or thrown away by another, meanwhile
                     self._remove_files(fresh.path)
                     return
@@ -439,61 +389,16 @@ class Cache:
                 file.path = fresh.path
                 file.replace_fd(fresh.fd)
             self._on_wrong_bytes(file.info.id)
-            file.is_unsaved = True
-            await self._save(file)
+            await self._saver.save(file)
             self._remove_files(old)
         finally:
             file.leave()
 
     # ------------------------------------------------------- what is on disk
 
-    def _save_soon(self, file: CachedFile) -> None:
-        """Have a file's sidecar written soon: of a complete file at once, if few others are."""
-        if file.is_unsaved:
-            return
-        file.is_unsaved = True
-        if not file.is_complete:
-            self._background.start_soon(self._save_later, file, name="sidecar")
-            return
-        self._complete_unsaved.append(file)
-        if not self._is_saving:
-            self._is_saving = True
-            self._background.start_soon(self._save_complete, name="sidecars")
-
-    async def _save_later(self, file: CachedFile) -> None:
-        await trio.sleep(SAVE_INTERVAL_S)
-        await self._save(file)
-
-    async def _save_complete(self) -> None:
-        """Write the sidecars of what has become complete, those of some seconds by one thread."""
-        try:
-            while self._complete_unsaved:
-                files, self._complete_unsaved = self._complete_unsaved, []
-                await self._save(*files)
-                await trio.sleep(SAVE_INTERVAL_S)
-        finally:
-            self._is_saving = False
-
-    async def _save(self, *files: CachedFile) -> None:
-        async with AsyncExitStack() as locks:
-            waiting = []
-            for file in files:
-                await locks.enter_async_context(file.saving)
-                if file.is_unsaved and self._files.get(file.info.id) is file:
-                    file.is_unsaved = False
-                    parts = None if file.is_complete else sorted(file.present)
-                    saved = sidecar.Sidecar(file.path, file.info, file.part_size, parts)
-                    waiting.append((file, saved))
-            failed = await self._disk.run(
-                sidecar.write_all, self._folder, [saved for _, saved in waiting]
-            )
-            for (file, saved), error in zip(waiting, failed, strict=True):
-                if error is not None and self._files.get(file.info.id) is file:  # not evicted
-                    log.warning("the cache's sidecar of %s: %s", saved.info.id.key, error)
-
     async def save_all(self) -> None:
         """Write the sidecars that wait: the daemon ends."""
-        await self._save(*[file for file in self._files.values() if file.is_unsaved])
+        await self._saver.save_all(list(self._files.values()))
 
     async def load(self) -> None:
         """Rebuild the index from the sidecars, the most recently used last."""
@@ -512,7 +417,10 @@ class Cache:
     def _insert(self, file: CachedFile) -> None:
         self._files[file.info.id] = file
         self.used_bytes += file.present_bytes
-        self._save_soon(file)
+        self._saver.save_soon(file)
+
+    def _is_current(self, file: CachedFile) -> bool:
+        return self._files.get(file.info.id) is file
 
     def _remove(self, file: CachedFile) -> None:
         del self._files[file.info.id]

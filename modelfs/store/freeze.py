@@ -40,7 +40,8 @@ from modelfs.registry.objects import Checksum, ObjectInfo
 from modelfs.registry.registry import Registry
 from modelfs.store import pending, publishing, versions
 from modelfs.store.bringing import Bringing, drop_from
-from modelfs.store.cache import Cache, CachedFile
+from modelfs.store.cache import Cache
+from modelfs.store.cachedfile import CachedFile
 from modelfs.store.confirming import Expected, Unconfirmed, expected_of
 from modelfs.store.layout import Layout, close_fd, write_durably
 from modelfs.store.manifest import Entry, Manifest, as_tree

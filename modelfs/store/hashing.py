@@ -7,17 +7,15 @@ parts begins another one. Owned by the trio thread; the hashing is done by threa
 """
 
 import os
-import threading
 from functools import partial
 from pathlib import Path
 
 import trio
 
-from modelfs.concurrency import Threads, side_by_side
+from modelfs.concurrency import Threads, side_by_side, thread_buffer
 from modelfs.store.confirming import Expected, Hasher, Hashes, Hashing
 from modelfs.store.parts import PartFile
 
-BLOCK_BYTES = 1 << 20
 STEP_BYTES = 32 << 20  # at most, of one file, before its thread takes another's
 
 
@@ -74,23 +72,14 @@ class Following:
         return end
 
 
-class _Own(threading.local):
-    buffer: memoryview | None = None
-
-
-_own = _Own()
-
-
 def update_from(hasher: Hasher | Hashing, fd: int, start: int, end: int) -> None:
     """Feed a hash with bytes [start, end) of a file; blocking."""
-    if _own.buffer is None:  # once a thread: a fresh one costs more than the read into it
-        _own.buffer = memoryview(bytearray(BLOCK_BYTES))
-    at = start
+    buffer, at = thread_buffer(), start
     while at < end:
-        count = os.preadv(fd, [_own.buffer[: end - at]], at)
+        count = os.preadv(fd, [buffer[: end - at]], at)
         if not count:
             raise OSError(f"the file ends at {at}, before {end}")
-        hasher.update(_own.buffer[:count])
+        hasher.update(buffer[:count])
         at += count
 
 

@@ -12,8 +12,8 @@ import itertools
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
 from enum import IntEnum
 from pathlib import Path
 from typing import Protocol
@@ -24,6 +24,7 @@ from modelfs.concurrency import Background, Progress, Threads, wait_while_moving
 from modelfs.errors import ModelfsError, StoreError
 from modelfs.registry.objects import ObjectInfo
 from modelfs.registry.registry import Registry
+from modelfs.store.flights import Flight, Get, with_next
 from modelfs.store.layout import close_fd
 from modelfs.store.localreads import Buffer, LocalReads, Run
 
@@ -49,64 +50,6 @@ class PartOwner(Protocol):
 
     def part_arrived(self, file: "PartFile", index: int, info: ObjectInfo) -> None:
         """Take note of a part, and of what the registry said of the object."""
-
-
-class Flight:
-    """A part on its way in (or, while it is evicted, on its way out).
-
-    `came` is how many of its bytes are in the file, from its beginning on; a working thread
-    counts them.
-    """
-
-    __slots__ = ("_awaited", "_token", "came", "done", "error", "file", "index", "is_started")
-
-    def __init__(self, file: "PartFile", index: int) -> None:
-        self.file = file
-        self.index = index
-        self.done = trio.Event()
-        self.error: ModelfsError | None = None
-        self.is_started = False
-        self.came = 0
-        self._awaited: tuple[int, trio.Event] | None = None
-        self._token = trio.lowlevel.current_trio_token()
-
-    @property
-    def offset(self) -> int:
-        return self.index * self.file.part_size
-
-    @property
-    def length(self) -> int:
-        return self.file.length_of(self.index)
-
-    def event_of(self, count: int) -> trio.Event:
-        """Return what is set when `count` bytes have come, or fewer, or the flight is over."""
-        if self.done.is_set():
-            return self.done
-        if self._awaited is None:
-            self._awaited = (count, trio.Event())
-        else:
-            self._awaited = (min(count, self._awaited[0]), self._awaited[1])
-        event = self._awaited[1]
-        if self.came >= count:  # they came since the caller has looked, and nobody was to be woken
-            self._wake()
-        return event
-
-    def move(self, count: int) -> None:
-        """Count bytes that came, in the thread that has written them."""
-        self.came += count
-        awaited = self._awaited
-        if awaited is not None and self.came >= awaited[0]:
-            call_soon(self._token, self._wake)
-
-    def _wake(self) -> None:
-        if self._awaited is not None:
-            self._awaited[1].set()
-            self._awaited = None
-
-    def land(self) -> None:
-        """The part is here, or will not come."""
-        self.done.set()
-        self._wake()
 
 
 class PartFile:
@@ -178,6 +121,10 @@ class PartFile:
 
     def open_now(self) -> None:
         """Open (and make) the file; blocking, for a thread. `users` counts who needs it."""
+        self.fd = self.new_fd()
+
+    def new_fd(self) -> int:
+        """Return a descriptor of the file, which is made where it is missing; blocking."""
         fd = os.open(self.path, self.open_flags | os.O_CLOEXEC, 0o600)
         try:
             if os.fstat(fd).st_size != self.info.size:
@@ -185,7 +132,7 @@ class PartFile:
         except BaseException:
             close_fd(fd)
             raise
-        self.fd = fd
+        return fd
 
     def leave(self) -> None:
         """One user less; the last one closes the file."""
@@ -271,7 +218,7 @@ class Fetcher:
             urgency, _, flight = heapq.heappop(self._queue)
             if not flight.is_started:  # else it stood in the queue twice, or came with another
                 most = 1 if urgency is Urgency.DEMAND else self._request_parts
-                flights = _with_next(flight, most)
+                flights = with_next(flight, most)
                 for started in flights:
                     started.is_started = True
                 self._free -= 1
@@ -284,7 +231,7 @@ class Fetcher:
         error: ModelfsError | None = None
         try:
             async with file.owner.room(sum(flight.length for flight in flights)):
-                get = _Get(self._registry, flights, self.progress, self.arrived_early)
+                get = Get(self._registry, flights, self.progress, self.arrived_early)
                 info = await self._registry.call_data(get)
             self._arrived(last, info)
         except ModelfsError as failure:
@@ -343,63 +290,3 @@ class Fetcher:
                 await self._bring_bytes(file, parts, offset + size)
             file.touch(parts)
             return await self._reads.read(file.fd, offset, size, run)
-
-
-def _with_next(flight: Flight, most: int) -> list[Flight]:
-    """Return a flight and those of the parts after it that wait too, at most so many in all."""
-    found = [flight]
-    while len(found) < most:
-        following = flight.file.flights.get(found[-1].index + 1)
-        if following is None or following.is_started:
-            break
-        found.append(following)
-    return found
-
-
-class _Get:
-    """The request for adjacent parts, run in a thread; after a failed try for the rest alone."""
-
-    def __init__(
-        self,
-        registry: Registry,
-        flights: list[Flight],
-        progress: Progress,
-        arrived: Callable[[Flight], None],
-    ) -> None:
-        self._get_range = registry.store.get_range
-        self._flights = flights
-        self._info = flights[0].file.info
-        self._fd = flights[0].file.fd
-        self._progress = progress
-        self._arrived = arrived
-        self._token = trio.lowlevel.current_trio_token()
-        self._coming = 0  # which of the flights gets the next byte
-
-    def __call__(self) -> ObjectInfo:
-        coming, last = self._flights[self._coming], self._flights[-1]
-        if last.came == last.length:  # all had come when it failed
-            last.came = 0
-        offset = coming.offset + coming.came
-        length = last.offset + last.length - offset
-        where = (offset, length, self._fd, offset)
-        version_id = self._info.version_id
-        return self._get_range(self._info.id, *where, self._count, version_id=version_id)
-
-    def _count(self, count: int) -> None:
-        self._progress(count)
-        while count:
-            flight = self._flights[self._coming]
-            moved = min(count, flight.length - flight.came)
-            flight.move(moved)
-            count -= moved
-            if flight is self._flights[-1]:
-                return
-            if flight.came == flight.length:
-                self._coming += 1
-                call_soon(self._token, self._arrived, flight)
-
-
-def call_soon(token: trio.lowlevel.TrioToken, work: Callable[..., object], *args: object) -> None:
-    """Have the trio thread call `work`, from a thread that may have outlived it."""
-    with suppress(trio.RunFinishedError):
-        token.run_sync_soon(work, *args)

@@ -15,8 +15,7 @@ Owned by the trio thread; what it begins belongs to the daemon.
 
 import logging
 import os
-from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from weakref import WeakSet, WeakValueDictionary
@@ -27,8 +26,11 @@ from modelfs.concurrency import Background, Threads
 from modelfs.errors import ModelfsError
 from modelfs.registry.listing import Folder
 from modelfs.registry.objects import ObjectId, ObjectInfo
+from modelfs.registry.registry import Registry
 from modelfs.store import formats
-from modelfs.store.cache import Cache, CachedFile
+from modelfs.store.cache import Cache
+from modelfs.store.cachedfile import CachedFile
+from modelfs.store.openings import Openings
 from modelfs.store.parts import Fetcher, Urgency
 from modelfs.store.readahead import ReadAhead
 from modelfs.store.smallfiles import SmallFiles
@@ -42,12 +44,11 @@ SHARDS_AHEAD = 8  # whose first parts an index brings
 INDEX_MAX_BYTES = 64 << 20
 ORDERS_MAX = 10_000  # shards whose following one is remembered
 SMALL_BYTES = 1 << 20  # a file that is brought whole beside others
-SMALL_FIRST = 8  # files after the first one that is opened in a folder
-SMALL_MAX = 64  # files ahead; doubled up to this
 SMALL_AHEAD_BYTES = 16 << 20  # of small files at once
 FOLDERS_MAX = 1_000  # whose openings are remembered
 
 Beside = Callable[[], Folder]  # what the registry holds in a file's folder
+Work = Callable[..., Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,7 @@ class Look:
         self._file = file
         self._name = name
         self._beside = beside
-        window = prefetcher.window_bytes
-        self._window = ReadAhead(file.part_size, file.info.size, window)
+        self._window = ReadAhead(file.part_size, file.info.size, prefetcher.window_of(file))
         self._tensors = prefetcher.tensors_of(file, name)
 
     def after(self, offset: int, size: int) -> None:
@@ -102,7 +102,7 @@ class Prefetcher:
         self,
         cache: Cache,
         fetcher: Fetcher,
-        small: SmallFiles,
+        registry: Registry,
         background: Background,
         disk: Threads,
         *,
@@ -112,14 +112,14 @@ class Prefetcher:
         self.window_bytes = window_bytes
         self._cache = cache
         self._fetcher = fetcher
-        self._small = small
+        self._small = SmallFiles(cache, fetcher, registry, background)
         self._background = background
         self._disk = disk
         self._knows_formats = knows_formats and window_bytes > 0
         self._known: WeakValueDictionary[ObjectId, _Tensors] = WeakValueDictionary()
         self._following: LRUCache[str, str] = LRUCache(ORDERS_MAX)  # by key
         self._indexes: LRUCache[ObjectId, None] = LRUCache(FOLDERS_MAX)  # that were read
-        self._openings: LRUCache[str, _Openings] = LRUCache(FOLDERS_MAX)  # by the folder's key
+        self._openings: LRUCache[str, Openings] = LRUCache(FOLDERS_MAX)  # by the folder's key
         self._looks: WeakSet[Look] = WeakSet()  # of files that are being read
         self._parts_ahead = self._tensor_parts = self._shards = self._small_files = 0
 
@@ -206,13 +206,15 @@ class Prefetcher:
         file = known.file
         allowed = SWEEP_START_BYTES + SWEEP_FACTOR * known.read_bytes
         places = self.window_of(file) // file.part_size - len(file.flights)
-        while places > 0 and known.next_part < file.part_count and known.brought_bytes < allowed:
-            part = known.next_part
+        parts: list[int] = []
+        while len(parts) < places and known.next_part < file.part_count:
+            if known.brought_bytes >= allowed:
+                break
+            if known.next_part not in file.present and known.next_part not in file.flights:
+                parts.append(known.next_part)
+                known.brought_bytes += file.length_of(known.next_part)
             known.next_part += 1
-            if self.bring_parts(file, [part]):
-                self._tensor_parts += 1
-                known.brought_bytes += file.length_of(part)
-                places -= 1
+        self._tensor_parts += self.bring_parts(file, parts)
 
     # ---------------------------------------------------------------- shards
 
@@ -221,7 +223,7 @@ class Prefetcher:
         following = key.rpartition("/")[2] if key else formats.next_shard(name)
         info = beside().files.get(following) if following else None
         if info is not None:
-            self._start("next shard", self._bring_beginnings, [info], SWEEP_START_BYTES)
+            self._start("next shard", self._bring_shards, [info], SWEEP_START_BYTES)
 
     async def _learn_shards(self, index: ObjectInfo, beside: Beside) -> None:
         file = await self._cache.open(index)
@@ -239,15 +241,20 @@ class Prefetcher:
         shards = [files[name] for name in names if name in files]
         for shard, following in pairwise(shards):
             self._following[shard.id.key] = following.id.key
-        await self._bring_beginnings(shards[:SHARDS_AHEAD], 1)
+        await self._bring_shards(shards[:SHARDS_AHEAD], 1)
 
-    async def _bring_beginnings(self, shards: list[ObjectInfo], size: int) -> None:
-        for shard in shards:
-            if shard.size:
-                file = await self._cache.open(shard)
-                if self.bring_parts(file, file.parts_of(0, min(size, shard.size))):
-                    self._shards += 1
+    async def _bring_shards(self, shards: list[ObjectInfo], size: int) -> None:
+        self._shards += await self._bring_beginnings(shards, size)
+
+    async def _bring_beginnings(self, infos: list[ObjectInfo], size: int) -> int:
+        """Begin to bring the first `size` bytes of each; return of how many any were missing."""
+        brought = 0
+        for info in infos:
+            if info.size:
+                file = await self._cache.open(info)
+                brought += self.bring_parts(file, file.parts_of(0, min(size, info.size))) > 0
                 self._cache.close(file)
+        return brought
 
     # ----------------------------------------------------------- small files
 
@@ -265,7 +272,7 @@ class Prefetcher:
         where = info.id.key.removesuffix(name)
         openings = self._openings.get(where)
         if openings is None:
-            openings = self._openings[where] = _Openings()
+            openings = self._openings[where] = Openings()
         infos, room = [], SMALL_AHEAD_BYTES
         for other in openings.after(name, folder):
             found = folder.files.get(other)
@@ -277,60 +284,25 @@ class Prefetcher:
                     openings.stop_before(other)
                     break
                 infos.append(found)
-        if infos:
-            self._small_files += self._small.bring(infos)
+        one_part = [info for info in infos if self._cache.known_file(info).part_count == 1]
+        self._small_files += self._small.bring(one_part)
+        if len(one_part) < len(infos):  # as where `part_size` is small
+            others = [info for info in infos if info not in one_part]
+            self._start("small files", self._bring_whole, others)
+
+    async def _bring_whole(self, infos: list[ObjectInfo]) -> None:
+        self._small_files += await self._bring_beginnings(infos, SMALL_BYTES)
 
     def let_go(self, info: ObjectInfo) -> None:
         """Hold a small file that came early no longer: it is in use, or not wanted any more."""
         self._small.let_go(self._cache.known_file(info))
 
-    def _start(self, name: str, work: Callable[..., object], *args: object) -> None:
+    def _start(self, name: str, work: Work, *args: object) -> None:
         self._background.start_soon(self._quietly, work, *args, name=name)
 
-    async def _quietly(self, work: Callable[..., object], *args: object) -> None:
+    async def _quietly(self, work: Work, *args: object) -> None:
         """What is brought early may fail: who asks for it will be told."""
         try:
-            await work(*args)  # type: ignore[misc]
+            await work(*args)
         except (ModelfsError, OSError) as error:
             log.debug("nothing is brought ahead: %s", error)
-
-
-class _Openings:
-    """In which order the files of one folder are opened; names, as its listing is made anew."""
-
-    def __init__(self) -> None:
-        self._folder: Folder | None = None
-        self._names: list[str] = []
-        self._last: str | None = None
-        self._until = ""  # the names before this one were wanted already
-        self._window = 0
-
-    def after(self, name: str, folder: Folder) -> list[str]:
-        """Note that a file was opened; return the names worth bringing now."""
-        if folder is not self._folder or len(folder.files) != len(self._names):
-            self._folder, self._names = folder, sorted(folder.files)
-        names, last = self._names, self._last
-        at, self._last = bisect_left(names, name), name
-        if last is None and name.endswith(formats.CONFIG_SUFFIXES):  # a model is being loaded
-            self._want(at, SMALL_FIRST)
-            return [*names[at + 1 : at + SMALL_MAX], *names[max(0, at - SMALL_MAX) : at]]
-        goes_on = at == 0 if last is None else 0 <= at - bisect_left(names, last) <= 1
-        if not goes_on:
-            self._want(at, 0)
-            return []
-        wanted_to = bisect_left(names, self._until)
-        if wanted_to - at > self._window // 2:  # half of what was wanted is still to come
-            return []
-        self._want(at, min(max(2 * self._window, SMALL_FIRST), SMALL_MAX))
-        return names[max(at + 1, wanted_to) : at + 1 + self._window]
-
-    def stop_before(self, name: str) -> None:
-        """Note that what was wanted is not brought from this name on: it was too much at once."""
-        at, stop = bisect_left(self._names, self._last or ""), bisect_left(self._names, name)
-        if stop > at:
-            self._until, self._window = name, stop - at - 1
-
-    def _want(self, at: int, window: int) -> None:
-        self._window = window
-        after = at + 1 + window
-        self._until = self._names[after] if after < len(self._names) else "\U0010ffff"

@@ -5,23 +5,21 @@ makes, fetches and checks a handful of them one after the other, and the reader 
 Owned by the trio thread.
 """
 
-import hashlib
-import logging
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import trio
 
-from modelfs.concurrency import Background
+from modelfs.concurrency import Background, call_soon
 from modelfs.errors import ModelfsError, StoreError
 from modelfs.registry.objects import ObjectInfo
 from modelfs.registry.registry import Registry
-from modelfs.store.cache import Cache, CachedFile
+from modelfs.store import sidecar
+from modelfs.store.cache import Cache
+from modelfs.store.cachedfile import CachedFile
+from modelfs.store.flights import Flight
 from modelfs.store.layout import close_fd
-from modelfs.store.parts import Fetcher, Flight, PartFile, call_soon
-
-log = logging.getLogger(__name__)
+from modelfs.store.parts import Fetcher, PartFile
 
 FILES_A_THREAD = 4
 HELD_FILES = 128  # that came and were not opened yet
@@ -50,6 +48,7 @@ class SmallFiles:
         flights = []
         for info in infos:
             file = self._cache.known_file(info)
+            assert file.part_count == 1, file.path
             if not file.present and not file.flights:
                 flight = file.flights[0] = Flight(file, 0)
                 flight.is_started = True
@@ -126,12 +125,11 @@ class _Work:
         while self._left:
             flight = self._left[0]
             file, size = flight.file, flight.length
-            file.path.parent.mkdir(mode=0o700, exist_ok=True)
-            fd = os.open(file.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = file.new_fd()
             try:
                 where = (0, size, fd, 0, self._progress)
                 info = self._get_range(file.info.id, *where, version_id=file.info.version_id)
-                digest = hashlib.md5(os.pread(fd, size, 0), usedforsecurity=False).hexdigest()
+                digest = sidecar.md5_of(fd, size)
             except BaseException:
                 close_fd(fd)
                 raise

@@ -17,7 +17,8 @@ from cachetools import LRUCache
 from modelfs.concurrency import Background, side_by_side
 from modelfs.errors import Busy, ModelfsError, NoSpace, NotFound, Stale
 from modelfs.registry.objects import ObjectId, ObjectInfo
-from modelfs.store.cache import Cache, CachedFile
+from modelfs.store.cache import Cache
+from modelfs.store.cachedfile import CachedFile
 from modelfs.store.parts import Fetcher, Urgency
 
 log = logging.getLogger(__name__)

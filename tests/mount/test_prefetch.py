@@ -6,13 +6,10 @@ import os
 import random
 import subprocess
 import sys
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import pairwise
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -23,7 +20,7 @@ from tests.attempts import READ, Attempt, attempt
 from tests.endpoints import S3Endpoint
 from tests.faulty_proxy import Fault, FaultyProxy, is_data
 from tests.mount.conftest import MakeMount
-from tests.mounting import put, wait_until, xattr
+from tests.mounting import disk_bytes, put, wait_until, watched_disk, xattr
 
 pytestmark = pytest.mark.mount
 
@@ -247,35 +244,6 @@ def test_a_request_that_breaks_off_on_its_way_is_gone_on_with(
 # ------------------------------------------------------------------ a small cache
 
 
-@contextmanager
-def watched(probe: Callable[[], int]) -> Iterator[list[int]]:
-    """Take a measure again and again inside the block."""
-    found, over = [probe()], threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.02):
-            found.append(probe())
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield found
-    finally:
-        over.set()
-        thread.join()
-
-
-def disk_bytes(folder: Path) -> int:
-    """Return the bytes of disk that the files below a folder take, as du does."""
-    total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_blocks * 512 if path.suffix != ".json" else 0
-        except FileNotFoundError:
-            continue
-    return total
-
-
 @pytest.mark.timeout(180)
 def test_a_cache_much_smaller_than_the_file_gives_20_readers_its_bytes_and_keeps_its_size(
     moto_bucket: S3Endpoint, make_mount: MakeMount
@@ -290,7 +258,7 @@ def test_a_cache_much_smaller_than_the_file_gives_20_readers_its_bytes_and_keeps
         cache={"max_size": "4MiB"},
     )
     path, digest = mount.main / "weights.bin", hashlib.sha256(content).hexdigest()
-    with watched(lambda: disk_bytes(mount.store / "cache")) as sizes:
+    with watched_disk(mount.store / "cache") as sizes:
         assert attempt(READ, path, limit_s=60).answer == digest
         mount.run("evict", str(path))
         readers = [Attempt(RANDOM_READS, path) for _ in range(20)]

@@ -300,9 +300,9 @@ class Kernel:
 
     async def evict(self) -> None:
         cache = self.house.cache
-        before, cache._max_bytes = cache._max_bytes, 0
+        before, cache.max_bytes = cache.max_bytes, 0
         await cache.make_room(0)
-        cache._max_bytes = before
+        cache.max_bytes = before
 
     async def read(self, *names: str) -> tuple[dict[str, bytes], set[str]]:
         """Return the files and folders below a path."""

@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from modelfs.concurrency import BUFFER_BYTES
 from modelfs.errors import (
     AccessDenied,
     CertificateRejected,
@@ -28,7 +29,7 @@ from modelfs.errors import (
     Stale,
 )
 from modelfs.registry import bodies
-from modelfs.registry.bodies import RECEIVE_BLOCK, TRICKLE_BYTES, TRICKLE_S, Trickle, receive
+from modelfs.registry.bodies import TRICKLE_BYTES, TRICKLE_S, Trickle, receive
 from modelfs.registry.objects import ObjectId
 from modelfs.registry.s3 import S3Settings, S3Store
 from tests.endpoints import CephServer, S3Endpoint, write_credentials
@@ -485,5 +486,5 @@ def test_a_stream_that_began_well_and_then_trickles_is_given_up_too(monkeypatch)
 def test_a_slow_stream_that_is_faster_than_a_trickle_is_read_to_its_end(monkeypatch, target):
     clock = Clock(monkeypatch)
     body = Slow(clock, TRICKLE_BYTES, TRICKLE_S)
-    assert receive(body, 3 * RECEIVE_BLOCK, target, 0, ignore) == 3 * RECEIVE_BLOCK
+    assert receive(body, 3 * BUFFER_BYTES, target, 0, ignore) == 3 * BUFFER_BYTES
     assert clock.now > 1000 + 50 * TRICKLE_S

@@ -164,7 +164,7 @@ async def test_rooms_made_side_by_side_count_what_they_evict_once(tmp_path: Path
     async with open_house(tmp_path / "s", store) as house:
         for number in range(12):
             await house.read(key(number))
-        house.cache._max_bytes = 2 * PART
+        house.cache.max_bytes = 2 * PART
         async with trio.open_nursery() as nursery:
             for _ in range(6):
                 nursery.start_soon(house.cache.make_room, 0)

@@ -267,7 +267,7 @@ async def test_what_is_complete_in_the_cache_is_linked_with_no_get(tmp_path: Pat
         assert cached is not None
         assert cached.is_sealed
         assert cached.path.samefile(house.layout.version(version("v1")) / "weights/one")
-        house.cache._max_bytes = 0
+        house.cache.max_bytes = 0
         await house.cache.make_room(1)  # the cache's names go, the version's bytes stay
         await until(lambda: not cached.path.exists())
         assert house.plain("v1") == files

@@ -14,7 +14,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from modelfs.errors import ModelfsError, NotFound, RegistryUnavailable, Stale
 from modelfs.registry.objects import ObjectId, ObjectInfo
-from modelfs.store.parts import Flight, PartFile, Urgency
+from modelfs.store.flights import Flight
+from modelfs.store.parts import PartFile, Urgency
 from tests.fake_store import LONGEST_WAIT_S, BodyHook, FakeStore, Request, slow, unavailable
 from tests.trio_tests import PART, open_house, trio_test, until
 

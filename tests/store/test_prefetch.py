@@ -20,12 +20,11 @@ from trio.testing import wait_all_tasks_blocked
 from modelfs.errors import RegistryUnavailable
 from modelfs.mount.tree import ROOT_INODE, Handle, Node
 from modelfs.store import prefetch, readahead
-from modelfs.store.cache import CachedFile
+from modelfs.store.cachedfile import CachedFile
+from modelfs.store.openings import SMALL_FIRST, SMALL_MAX
 from modelfs.store.prefetch import (
     PAST_HEADER_BYTES,
     SHARDS_AHEAD,
-    SMALL_FIRST,
-    SMALL_MAX,
     PrefetchStatistics,
 )
 from modelfs.store.smallfiles import FILES_A_THREAD

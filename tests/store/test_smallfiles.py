@@ -7,7 +7,7 @@ import trio
 
 from modelfs.errors import AccessDenied
 from modelfs.store import smallfiles
-from modelfs.store.prefetch import SMALL_FIRST
+from modelfs.store.openings import SMALL_FIRST
 from tests.fake_store import FakeStore, Request
 from tests.store.test_prefetch import file_of, filled, opened, quiet, read_whole
 from tests.trio_tests import PREFIX, House, open_house, trio_test, until
