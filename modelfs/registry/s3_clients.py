@@ -82,6 +82,11 @@ class S3Settings:
     copy_limit_bytes: int = 512 * MIB  # larger objects are copied in parts
     copy_part_bytes: int = 256 * MIB
 
+    @property
+    def verify(self) -> str | None:
+        """Return the CA bundle as botocore takes it; None is its own choice."""
+        return str(self.ca_bundle) if self.ca_bundle else None
+
     @classmethod
     def of(cls, config: "RegistryConfig") -> "S3Settings":
         """Return the settings of a registry of the configuration."""
@@ -136,8 +141,7 @@ class S3Clients:
         self.fast = self._client(session, connect_s, read_s)
         self.slow = self._client(session, connect_s, settings.slow_timeout_s)
         self.probe = self._client(session, PROBE_CONNECT_S, PROBE_READ_S)
-        verify = str(settings.ca_bundle) if settings.ca_bundle else None
-        self._getter = Getter(session, self.fast, settings.bucket, verify)
+        self._getter = Getter(session, self.fast, settings.bucket, settings.verify)
 
     def _session(self) -> boto3.session.Session:
         core = botocore.session.Session()
@@ -159,7 +163,7 @@ class S3Clients:
                 "s3",
                 endpoint_url=settings.endpoint,
                 region_name=settings.region,
-                verify=str(settings.ca_bundle) if settings.ca_bundle else None,
+                verify=settings.verify,
                 config=self._config(connect_s, read_s),
             )
         except (BotoCoreError, ValueError) as error:

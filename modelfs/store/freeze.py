@@ -57,6 +57,14 @@ RETRY_FIRST_S = 1.0
 RETRY_MAX_S = 30.0
 
 
+class FreezeThreads:
+    """Threads of all freezes of a daemon, apart from others: a read waits for none of them."""
+
+    def __init__(self) -> None:
+        self.hashing = Threads(HASHING_THREADS)
+        self.finishing = Threads(PARALLEL_FILES)
+
+
 class State(StrEnum):
     """How far a version is."""
 
@@ -82,6 +90,7 @@ class Freeze:
         fetcher: Fetcher,
         cache: Cache,
         disk: Threads,
+        threads: FreezeThreads,
         part_size: int,
         namespace: NamespaceConfig,
         unchanged: pending.Unchanged | None = None,
@@ -104,8 +113,7 @@ class Freeze:
         self._part_size = part_size
         self._namespace = namespace
         self._unchanged = unchanged  # as mkdir has found them, for the first try
-        self._hashing = Threads(HASHING_THREADS)  # by themselves: a read waits for none of them
-        self._finishing = Threads(PARALLEL_FILES)
+        self._threads = threads
         self._coming: dict[str, PartFile] = {}
         self._bringing: dict[str, Bringing] = {}
         self._wrong: Counter[str] = Counter()
@@ -271,7 +279,7 @@ class Freeze:
         drop_from(file, 0)
 
     async def _bring_and_finish(self, entry: Entry, file: PartFile, target: Path) -> None:
-        bringing = Bringing(file, self._fetcher, self._disk, self._hashing)
+        bringing = Bringing(file, self._fetcher, self._disk, self._threads.hashing)
         self._bringing[entry.path] = bringing
         try:
             is_alone = len(self._bringing) == 1
@@ -289,7 +297,7 @@ class Freeze:
         path = come.entry.path
         came = self._came.setdefault(path, set())
         try:
-            entry = await self._finishing.run(pending.finish, replace(come, believed=came))
+            entry = await self._threads.finishing.run(pending.finish, replace(come, believed=came))
         except Unconfirmed as error:
             came.add(error.sha256)
             raise

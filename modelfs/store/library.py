@@ -23,7 +23,7 @@ from modelfs.names import ModelId, VersionId, check_alias_name, check_version_na
 from modelfs.registry.registry import Registry
 from modelfs.store import aliases, pending, publishing, versions, views
 from modelfs.store.cache import Cache
-from modelfs.store.freeze import Freeze, State
+from modelfs.store.freeze import Freeze, FreezeThreads, State
 from modelfs.store.health import StoreHealth
 from modelfs.store.layout import Layout, close_fd, free_bytes
 from modelfs.store.localreads import LocalReads
@@ -74,6 +74,7 @@ class Library:
         self.fetcher = fetcher
         self.reads = LocalReads(disk)
         self._disk = disk
+        self._freeze_threads = FreezeThreads()
         self._background = background
         self._health = health
         self._part_size = part_size
@@ -271,6 +272,7 @@ class Library:
             fetcher=self.fetcher,
             cache=self._cache,
             disk=self._disk,
+            threads=self._freeze_threads,
             part_size=self._part_size,
             namespace=self._namespace_of(manifest.namespace),
             unchanged=unchanged,
