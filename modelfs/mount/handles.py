@@ -1,9 +1,10 @@
 """Open files."""
 
 import logging
+import time
 from typing import TYPE_CHECKING
 
-from modelfs.errors import NotFound, ReadOnly, Stale
+from modelfs.errors import ModelfsError, NotFound, ReadOnly, Stale
 from modelfs.store.cachedfile import CachedFile
 from modelfs.store.localreads import Buffer, Run
 from modelfs.store.openfiles import Readable
@@ -14,6 +15,26 @@ if TYPE_CHECKING:
     from modelfs.mount.workfile import WorkFile
 
 log = logging.getLogger(__name__)
+
+FAILURE_AGE_S = 1.0
+
+
+class _Failure:
+    """A read that has failed. The kernel asks for each of its pages again, one after the other.
+
+    They fail at once for a moment: each would wait as long as the whole did, and what of them
+    came before the next failure would have the kernel go on with the one after it.
+    """
+
+    def __init__(self, error: ModelfsError, start: int, end: int) -> None:
+        self._error = error
+        self._range = range(start, end)
+        self._until = time.monotonic() + FAILURE_AGE_S
+
+    def check(self, offset: int) -> None:
+        """Raise the error again where the same bytes are asked for so soon."""
+        if offset in self._range and time.monotonic() < self._until:
+            raise self._error
 
 
 class WorkHandle:
@@ -32,6 +53,7 @@ class WorkHandle:
         self.staged: StagedFile | None = None
         self._run = Run()
         self._look: Look | None = None
+        self._failure: _Failure | None = None
 
     def join(self, staged: StagedFile | None) -> None:
         """Read and write a staged file from now on: every handle of a node does."""
@@ -47,11 +69,16 @@ class WorkHandle:
         if self.source is None:
             raise Stale(f"{self.node.name} has changed")
         source = self.source
+        if self._failure is not None:
+            self._failure.check(offset)
         try:
             data = await services.fetcher.read(source, offset, size, self._run)
         except (Stale, NotFound):
             services.registry.expire(self.node.model, self.node.folder.path)
             raise Stale(f"{self.node.name} was changed in the registry by someone else") from None
+        except ModelfsError as error:
+            self._failure = _Failure(error, offset, offset + size)
+            raise
         if not source.is_complete:
             if self._look is None:
                 node = self.node

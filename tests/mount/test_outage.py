@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ MIB = 1 << 20
 GRACE_S = 5.0  # beyond the time limit: a request under way, and a probe
 AT_ONCE_S = 1.0  # while it is known that the registry is down
 DATA = os.urandom(9 * MIB)
+RANGE_START = re.compile(rb"(?i)range: bytes=([0-9]+)-")
 SHA256 = hashlib.sha256(DATA).hexdigest()
 
 
@@ -216,6 +218,19 @@ def test_a_faulty_answer_is_an_error_in_bounded_time_and_never_data(
         assert proxy.faults > 0
     wait_until(lambda: attempt(READ, main / "a").answer == SHA256)
     assert faulty_mount.status()["counters"]["bugs"] == 0
+
+
+def test_a_read_that_fails_is_not_tried_again_for_each_of_its_pages(
+    faulty_mount: Mount, proxy: FaultyProxy
+) -> None:
+    main = faulty_mount.main
+    faulty_mount.bucket.put(faulty_mount.key("a"), DATA)
+    wait_until((main / "a").exists)
+    with proxy.faulty(Fault.SHORT, is_data):  # of which more and more would come
+        assert attempt("os.pread(os.open(paths[0], 0), 1 << 20, 0)", main / "a").errno == errno.EIO
+        asked = [head for head in proxy.heads if is_data(head)]
+    of_the_first_part = [head for head in asked if int(RANGE_START.findall(head)[0]) < MIB]
+    assert len(of_the_first_part) == 3  # the tries of one request
 
 
 @pytest.mark.parametrize("fault", ONLY_ERRORS)
