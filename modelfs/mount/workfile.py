@@ -255,6 +255,7 @@ class WorkFile(Node):
         if change.size is None and change.mtime_ns is None:
             return
         self.refuse_change()
+        await self.refresh()  # an upload in the background may have ended since the last look
         if change.size is not None:
             await self._truncate(change.size)
         if change.mtime_ns is not None:
