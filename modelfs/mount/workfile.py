@@ -153,6 +153,7 @@ class WorkFile(Node):
     # ----------------------------------------------------------------- open
 
     async def open(self, *, write: bool, truncate: bool) -> Opened:
+        write = write or truncate  # O_RDONLY | O_TRUNC empties the file, too
         if write:
             self.refuse_change()
         staged = await self._settled()
