@@ -234,6 +234,8 @@ class Operations(pyfuse3.Operations):
         first = max(0, start - len(dots))
         for index, (name, make) in enumerate(opened.entries[first:], first):
             node = make()
+            if node is None:
+                continue
             shown = _convert(node.attributes())
             number = index + len(dots) + 1
             if not pyfuse3.readdir_reply(token, os.fsencode(name), shown, number):
