@@ -4,6 +4,7 @@ Every order is chosen so that a crash between two requests leaves a file twice, 
 at all.
 """
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -15,6 +16,8 @@ from modelfs.mount.tree import Services
 from modelfs.names import ModelId
 from modelfs.registry.objects import ObjectInfo, format_mtime
 from modelfs.store.staging import Promise, StagedFile
+
+log = logging.getLogger(__name__)
 
 PARALLEL_COPIES = 8
 
@@ -159,18 +162,13 @@ async def move_folder(
     """Rename a folder: copy every object below it, then delete the old ones.
 
     A crash leaves the old folder whole beside copies; what fails is raised, and the old
-    folder is whole then, too.
+    folder is whole then, too, and the copies are gone. Raises NameTooLong before anything is done.
     """
     registry = services.registry
     old, new = registry.keys.file(model, f"{path}/"), registry.keys.file(to_model, f"{to_path}/")
     objects = await registry.list_below(old)
-    copies: dict[str, ObjectInfo] = {}
-
-    async def copy(info: ObjectInfo) -> None:
-        relative = info.id.key.removeprefix(old)
-        copies[relative] = await _copy(services, info, new + relative)
-
-    await side_by_side([partial(copy, info) for info in objects], PARALLEL_COPIES)
+    _check_lengths(services, model, path, to_model, to_path, objects)
+    copies = await _copy_all(services, objects, old, new)
     if not copies:
         await put_marker(services, to_model, to_path)
     for relative, copied in copies.items():
@@ -181,6 +179,63 @@ async def move_folder(
     for relative in copies:
         registry.note_removed(model, f"{path}/{relative}")
     registry.note_removed(model, f"{path}/")
+
+
+def _check_lengths(
+    services: Services,
+    model: ModelId,
+    path: str,
+    to_model: ModelId,
+    to_path: str,
+    objects: list[ObjectInfo],
+) -> None:
+    """Raise NameTooLong where a key would become too long."""
+    keys = services.registry.keys
+    start = keys.file(model, path)
+    names = [info.id.key for info in objects]
+    names += [keys.file(model, staged.name) for staged in services.staging.below(model, path)]
+    for name in names:
+        keys.file(to_model, to_path + name.removeprefix(start))
+
+
+async def _copy_all(
+    services: Services, objects: list[ObjectInfo], old: str, new: str
+) -> dict[str, ObjectInfo]:
+    """Copy objects from below one prefix to below another; return the copies by what follows it.
+
+    What fails takes the copies back. The folder's own marker comes last: it may be there already.
+    """
+    copies: dict[str, ObjectInfo] = {}
+    failures: list[ModelfsError | OSError] = []
+
+    async def copy(info: ObjectInfo) -> None:
+        relative = info.id.key.removeprefix(old)
+        if failures:
+            return
+        try:
+            copies[relative] = await _copy(services, info, new + relative)
+        except (ModelfsError, OSError) as error:  # the others end: none may arrive later
+            failures.append(error)
+
+    inside = [info for info in objects if info.id.key != old]
+    await side_by_side([partial(copy, info) for info in inside], PARALLEL_COPIES)
+    for marker in objects:
+        if marker.id.key == old:
+            await copy(marker)
+    if failures:
+        await _take_back(services, [new + info.id.key.removeprefix(old) for info in inside])
+        raise failures[0]
+    return copies
+
+
+async def _take_back(services: Services, keys: list[str]) -> None:
+    try:
+        failed = await services.registry.delete_many(keys)
+    except ModelfsError as error:
+        failed = dict.fromkeys(keys, str(error))
+    if failed:
+        key, reason = next(iter(failed.items()))
+        log.warning("%d copies of a rename that failed stay, as %s: %s", len(failed), key, reason)
 
 
 async def _delete_moved(services: Services, keys: list[str]) -> None:

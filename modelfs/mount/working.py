@@ -192,6 +192,7 @@ class WorkFolder(WorkPlace):
             raise NotPermitted(f"{name} stays in a main/: versions are made by mkdir")
         node = await self.lookup(name)
         check_component(new_name)
+        self.services.registry.keys.file(into.model, into.path_of(new_name))
         target: Node | None
         try:
             target = await into.lookup(new_name)
