@@ -5,7 +5,9 @@ is open, the open files keep the old node and the name gets a new one, so that t
 never mixes the pages of two states.
 """
 
+import time
 from abc import abstractmethod
+from dataclasses import replace
 
 import trio
 
@@ -169,8 +171,7 @@ class WorkFile(Node):
             staged = await self._stage(0)
             staged.users += 1  # it must not settle while it is cut
             try:
-                if staged.size:
-                    await self.services.staging.truncate(staged, 0)
+                await self.services.staging.truncate(staged, 0)
                 staged.is_written = False
             finally:
                 staged.users -= 1
@@ -265,6 +266,7 @@ class WorkFile(Node):
     async def _truncate(self, size: int) -> None:
         staged = await self._settled()
         if staged is None and self.info is not None and size == self.info.size:
+            await self._set_mtime(time.time_ns())  # as on a disk; its bytes stay where they are
             return
         if staged is None:
             staged = await self._stage(min(size, self.info.size) if self.info else 0)
@@ -279,6 +281,12 @@ class WorkFile(Node):
 
     async def _set_mtime(self, mtime_ns: int) -> None:
         staged = await self._settled()
+        if self.is_detached:
+            if staged is not None:
+                staged.mtime_ns = mtime_ns
+            elif self.info is not None:
+                self.info = replace(self.info, mtime_ns=mtime_ns)
+            return
         if staged is not None and staged.is_dirty:
             staged.mtime_ns = mtime_ns
             staged.is_written = True
@@ -286,7 +294,7 @@ class WorkFile(Node):
                 staged.generation += 1
             return
         info = staged.base if staged is not None else self.info
-        if info is None or self.is_detached or self._mtime_ns(info) == mtime_ns:
+        if info is None or self._mtime_ns(info) == mtime_ns:
             return
         if staged is None:
             self.became(await self._touch(info, mtime_ns))
