@@ -236,13 +236,15 @@ class Staging:
             self._check_bound(staged, offset + len(data))
             await self._disk.run(_write_now, staged.fd, offset, data)
         except OSError as error:
-            staged.failure = error
+            if error.errno != errno.EFBIG:  # which loses nothing that was written before
+                staged.failure = error
             raise
         staged.size = max(staged.size, offset + len(data))
         staged.change()
 
     async def truncate(self, staged: StagedFile, size: int) -> None:
         await self._reopen(staged)
+        self._check_bound(staged, size)
         await self._disk.run(os.ftruncate, staged.fd, size)
         staged.size = size
         staged.change()

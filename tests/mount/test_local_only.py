@@ -75,5 +75,7 @@ def test_more_than_staged_max_is_enospc_and_the_object_stays(
     with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
         (mount.main / "a").write_bytes(bytes(2 << 20))
     wait_until(lambda: (mount.main / "a").read_bytes() == b"good")
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        os.truncate(mount.main / "a", 2 << 20)
     (mount.main / "b").write_bytes(bytes(1 << 19))
     assert mount.objects() == {"": b"", "a": b"good", "b": bytes(1 << 19)}

@@ -76,6 +76,11 @@ class Map:
     writes: bool
 
 
+def fallocate(fd: int, mode: int, offset: int, length: int) -> int:
+    """Return the errno of fallocate(2), 0 where it succeeds."""
+    return ctypes.get_errno() if _libc.fallocate(fd, mode, offset, length) else 0
+
+
 def bytes_of(seed: int, length: int) -> bytes:
     return random.Random(seed).randbytes(length)
 
@@ -216,10 +221,11 @@ class File:
     def do_punch(self, number: int, offset: int, length: int) -> None:
         """Punch a hole, where the file system can; else it says so and changes nothing."""
         if handle := self._writer(number):
-            if _libc.fallocate(handle.fd, PUNCH, offset, length) == 0:
+            refused = fallocate(handle.fd, PUNCH, offset, length)
+            if refused == 0:
                 end = min(offset + length, len(self.data))
                 self.data[offset:end] = bytes(max(0, end - offset))
-            elif (refused := ctypes.get_errno()) != errno.EOPNOTSUPP:
+            elif refused != errno.EOPNOTSUPP:
                 raise Difference(f"fallocate failed with {errno.errorcode[refused]}")
 
     def do_seek(self, number: int, offset: int) -> None:
