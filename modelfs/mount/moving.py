@@ -14,7 +14,7 @@ from modelfs.errors import ModelfsError, NotFound, Stale
 from modelfs.mount.tree import Services
 from modelfs.names import ModelId
 from modelfs.registry.objects import ObjectInfo, format_mtime
-from modelfs.store.staging import Promise, StagedFile
+from modelfs.store.stagedfile import Promise, StagedFile
 
 PARALLEL_COPIES = 8
 
@@ -130,7 +130,7 @@ async def _move_staged(
     path: str,
     base: ObjectInfo | None,
 ) -> None:
-    staged.base, staged.base_etag = base, base.id.etag if base else None
+    staged.replaces(base)
     services.staging.move(staged, model, path)
     if staged.promise is Promise.LOCAL and not services.staging.is_local(path):
         staged.generation += 1  # from now on it belongs into the registry

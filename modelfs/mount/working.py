@@ -19,7 +19,7 @@ from modelfs.mount.workfile import WorkFile, WorkPlace
 from modelfs.names import ModelId, check_component
 from modelfs.registry.listing import Folder as ListedFolder
 from modelfs.store.sources import Caller
-from modelfs.store.staging import StagedFile
+from modelfs.store.stagedfile import StagedFile
 
 
 class WorkFolder(WorkPlace):
