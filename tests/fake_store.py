@@ -17,7 +17,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from modelfs.errors import ModelfsError, NotFound, RegistryUnavailable, Stale, WrongBytes
+from modelfs.errors import (
+    ModelfsError,
+    NotFound,
+    RegistryUnavailable,
+    Stale,
+    StoreError,
+    WrongBytes,
+)
 from modelfs.registry.objects import (
     ABSENT,
     MTIME,
@@ -297,7 +304,9 @@ class FakeStore:
     ) -> ObjectInfo:
         request = self._begin("PutObject", key, length=size)
         data = os.pread(fd, size, 0)
-        assert len(data) == size, "the file is shorter than it was said to be"
+        if len(data) < size:
+            self._end(request)
+            raise StoreError("a staged file became shorter while it was uploaded")
         progress(size)
         with self._lock:
             stored = self.objects.get(key)

@@ -166,6 +166,7 @@ class WorkFile(Node):
     # ----------------------------------------------------------------- open
 
     async def open(self, *, write: bool, truncate: bool) -> Opened:
+        write = write or truncate  # O_RDONLY | O_TRUNC empties the file, too
         if write:
             self.refuse_change()
         staged = await self._settled()
@@ -273,6 +274,7 @@ class WorkFile(Node):
         if change.size is None and change.mtime_ns is None:
             return
         self.refuse_change()
+        await self.refresh()  # an upload in the background may have ended since the last look
         if change.size is not None:
             await self._truncate(change.size)
         if change.mtime_ns is not None:

@@ -11,7 +11,7 @@ import logging
 import trio
 
 from modelfs.concurrency import Background, Progress, wait_while_moving
-from modelfs.errors import ModelfsError
+from modelfs.errors import ModelfsError, StoreError, WrongBytes
 from modelfs.registry.registry import Registry
 from modelfs.store.cache import Cache
 from modelfs.store.stagedfile import Promise, StagedFile
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 RETRY_FIRST_S = 1.0
 RETRY_MAX_S = 60.0
+TORN_MAX = 10  # tries in a row during which the file was written to
 
 
 class _Job:
@@ -72,7 +73,8 @@ class Writeback:
         """
         if staged.is_dirty:
             await self._promise(staged)
-        while staged.is_dirty:
+        wanted = staged.generation  # what others write from now on is not waited for
+        while staged.is_dirty and staged.uploaded_generation < wanted:
             job = self.start(staged)
             job.again.set()
             tried = job.tried
@@ -131,11 +133,15 @@ class Writeback:
                 self._idle.set()
 
     async def _try_until_done(self, staged: StagedFile, job: _Job) -> None:
-        pause_s = RETRY_FIRST_S
+        pause_s, torn = RETRY_FIRST_S, 0
         try:
             while staged.is_dirty:
                 job.again = trio.Event()
                 job.error = await self._try(staged)
+                if _is_torn(staged, job.error) and torn < TORN_MAX:
+                    torn += 1
+                    continue
+                torn = 0
                 if job.error is None:
                     staged.error = None
                 else:
@@ -204,3 +210,9 @@ class Writeback:
                 except (OSError, ModelfsError) as error:
                     log.warning("%s could not go into the cache: %s", staged.path, error)
                     await self._staging.remove(staged, with_bytes=True)
+
+
+def _is_torn(staged: StagedFile, error: ModelfsError | None) -> bool:
+    """Tell whether a try failed only because the file was written to, or cut, while it was sent."""
+    is_changed = staged.generation != staged.tried_generation
+    return is_changed and isinstance(error, WrongBytes | StoreError)

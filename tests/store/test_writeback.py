@@ -1,11 +1,12 @@
 """Uploads: retries, parts, conflicts, drain."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 
-from modelfs.errors import AccessDenied, QuotaExceeded, RegistryUnavailable
+from modelfs.errors import AccessDenied, QuotaExceeded, RegistryUnavailable, WrongBytes
 from modelfs.store import cuts, etags, uploads
 from modelfs.store import writeback as writebacks
 from modelfs.store.cuts import Cut
@@ -110,8 +111,81 @@ async def test_what_is_written_while_it_is_uploaded_is_uploaded_after(tmp_path: 
             await until(lambda: gate.waiting)
             await house.staging.write(staged, 0, b"two")
             gate.open()
+        await house.writeback.drain()
         assert store.below(PREFIX) == {"a": b"two"}
         assert not staged.is_dirty
+        staged.users -= 1
+        await house.writeback.settle(staged)
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+@trio_test
+async def test_a_file_that_is_changed_while_it_is_sent_is_no_error_and_sent_again(
+    tmp_path: Path, is_cut: bool
+) -> None:
+    """What was hashed and what was sent are of two states then; a registry refuses them."""
+    store = FakeStore()
+
+    def refuse_what_changes(store: FakeStore, request: Request) -> None:
+        if request.operation != "PutObject":
+            return
+        change = partial(house.staging.truncate, staged, 2)
+        if not is_cut:
+            change = partial(house.staging.write, staged, 1, b"xx")
+        trio.from_thread.run(change)
+        store.unhook()
+        if not is_cut:
+            raise WrongBytes("400 BadDigest")
+
+    async with open_house(tmp_path / "s", store) as house:
+        staged = await staged_with(house, "a", b"data")
+        store.hook(refuse_what_changes)
+        await house.writeback.publish(staged)
+        assert store.below(PREFIX) == {"a": b"da" if is_cut else b"dxxa"}
+        assert store.requests()["PutObject"] == 2
+
+
+@trio_test
+async def test_a_file_that_changes_whenever_it_is_sent_is_an_error_in_the_end(
+    tmp_path: Path,
+) -> None:
+    store = FakeStore()
+
+    def refuse_what_changes(store: FakeStore, request: Request) -> None:
+        if request.operation != "PutObject":
+            return
+        trio.from_thread.run(house.staging.write, staged, 0, b"x")
+        raise WrongBytes("400 BadDigest")
+
+    async with open_house(tmp_path / "s", store) as house:
+        staged = await staged_with(house, "a", b"data")
+        store.hook(refuse_what_changes)
+        with pytest.raises(WrongBytes):
+            await house.writeback.publish(staged)
+        store.unhook()
+        await house.writeback.drain()
+        assert store.below(PREFIX) == {"a": b"xata"}
+
+
+@trio_test
+async def test_who_closes_a_file_does_not_wait_for_what_others_write_after_that(
+    tmp_path: Path,
+) -> None:
+    store, is_over = FakeStore(), False
+
+    def write_on(store: FakeStore, request: Request) -> None:
+        if not is_over:
+            trio.from_thread.run(house.staging.write, staged, 4, b"more")
+
+    async with open_house(tmp_path / "s", store) as house:
+        staged = await staged_with(house, "a", b"data")
+        staged.users += 1
+        store.hook(write_on)
+        await house.writeback.publish(staged)
+        assert len(store.sent) < 8
+        is_over = True
+        await house.writeback.drain()
+        assert store.below(PREFIX) == {"a": b"datamore"}
         staged.users -= 1
         await house.writeback.settle(staged)
 
