@@ -22,8 +22,7 @@ from modelfs.store.parts import Urgency
 from modelfs.store.sources import Caller
 from modelfs.store.staging import Promise, StagedFile
 
-_SHOWN = re.compile(r"\d+/\d+")  # a value of `cached` as getxattr tells it
-
+_SHOWN = re.compile(r"\d+/\d+")  # `cached` as getxattr tells it
 OPEN_TTL_S = 0.5  # for how long the kernel believes the attributes of a file that is open
 
 
@@ -339,11 +338,14 @@ class WorkFile(Node):
             found["etag"] = info.id.etag
         return found
 
+    brought_along = frozenset(
+        ("key", "etag", "dirty", "cached", "warming", "error", "sha256", "confirmed")
+    )
+
     async def set_xattr(self, name: str, value: str, caller: Caller) -> None:
         """Take `cached`: `all` begins to bring the file's bytes into the cache, `none` drops them.
 
-        What is staged is here, and stays. What `cached` shows is no value for it: mv and cp -a,
-        which bring it along, pass over EOPNOTSUPP in silence, and over nothing else.
+        What is staged is here, and stays.
         """
         if name != "cached" or _SHOWN.fullmatch(value):
             await super().set_xattr(name, value, caller)

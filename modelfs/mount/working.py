@@ -51,6 +51,8 @@ class WorkFolder(WorkPlace):
         if self.services.config.read_only:
             raise ReadOnly("this mount is read-only")
 
+    brought_along = frozenset(("state", "progress", "digest", "error", "path"))  # of a version
+
     async def listed(self) -> ListedFolder:
         """Return what the registry holds in this folder; an empty one for a local model."""
         try:
