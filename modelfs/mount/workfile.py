@@ -5,6 +5,7 @@ is open, the open files keep the old node and the name gets a new one, so that t
 never mixes the pages of two states.
 """
 
+import re
 from abc import abstractmethod
 from collections.abc import Iterator
 
@@ -20,8 +21,9 @@ from modelfs.registry.objects import ObjectId, ObjectInfo
 from modelfs.store.cachedfile import CachedFile
 from modelfs.store.parts import Urgency
 from modelfs.store.sources import Caller
-from modelfs.store.stagedfile import StagedFile
+from modelfs.store.stagedfile import Promise, StagedFile
 
+_SHOWN = re.compile(r"\d+/\d+")  # `cached` as getxattr tells it
 OPEN_TTL_S = 0.5  # for how long the kernel believes the attributes of a file that is open
 
 
@@ -122,6 +124,12 @@ class WorkFile(Node):
         if self.has_writers:
             await self.stage()
         self.unlinked = self.staged
+
+    async def publish_what_was_local(self) -> None:
+        """Return when the registry has a file that has lost the name by which it stayed here."""
+        staged = self.staged
+        if staged is not None and staged.promise is Promise.CLOSED and not self.has_writers:
+            await self.services.writeback.publish(staged)
 
     def refuse_change(self) -> None:
         self.folder.refuse_change()
@@ -297,6 +305,10 @@ class WorkFile(Node):
 
     async def _set_mtime(self, mtime_ns: int) -> None:
         staged = await self._settled()
+        if staged is not None and staged.promise is Promise.LOCAL:
+            staged.mtime_ns = mtime_ns
+            await self.services.staging.promise(staged, Promise.LOCAL, durable=False)
+            return
         if staged is not None and staged.is_dirty:
             staged.mtime_ns = mtime_ns
             staged.is_written = True
@@ -347,12 +359,16 @@ class WorkFile(Node):
             found["etag"] = info.id.etag
         return found
 
+    brought_along = frozenset(
+        ("key", "etag", "dirty", "cached", "warming", "error", "sha256", "confirmed")
+    )
+
     async def set_xattr(self, name: str, value: str, caller: Caller) -> None:
         """Take `cached`: `all` begins to bring the file's bytes into the cache, `none` drops them.
 
         What is staged is here, and stays.
         """
-        if name != "cached":
+        if name != "cached" or _SHOWN.fullmatch(value):
             await super().set_xattr(name, value, caller)
         elif value == "all":
             await self._warm()

@@ -99,10 +99,11 @@ class Staging:
         """Return the local folders that lie directly in a folder, by their last name."""
         start = f"{folder}/" if folder else ""
         local = [path for m, path in self.local_folders if m == model and path.startswith(start)]
-        local += [s.name for s in self.below(model, folder) if s.promise is Promise.LOCAL]
-        rest = [path.removeprefix(start) for path in local]
-        found = {path.partition("/")[0] for path in rest if "/" in path}
-        return found | {path for path in rest if (model, start + path) in self.local_folders}
+        for staged in self.below(model, folder):
+            above = staged.name.rpartition("/")[0]
+            if staged.promise is Promise.LOCAL and above != folder:
+                local.append(above)
+        return {path.removeprefix(start).partition("/")[0] for path in local}
 
     def get(self, model: ModelId, name: str) -> StagedFile | None:
         return self._shown.get((model, name))
@@ -215,6 +216,15 @@ class Staging:
         self._shown.pop((staged.model, staged.name), None)
         staged.model, staged.name = model, name
         self._shown[model, name] = staged
+
+    def move_local_folders(
+        self, model: ModelId, path: str, to_model: ModelId, to_path: str
+    ) -> None:
+        """Show the local folders at and below `path` below `to_path`."""
+        for of, name in list(self.local_folders):
+            if of == model and f"{name}/".startswith(f"{path}/"):
+                self.local_folders.remove((of, name))
+                self.local_folders.add((to_model, to_path + name.removeprefix(path)))
 
     async def discard(self, staged: StagedFile) -> None:
         """Never upload a staged file: it was removed or replaced. Its users may go on."""
