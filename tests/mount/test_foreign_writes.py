@@ -16,7 +16,15 @@ from tests.mounting import Mount, refused, wait_until
 pytestmark = pytest.mark.mount
 
 MIB = 1 << 20
+TIMEOUT_S = 20  # what is sent at once here is much for the server of these tests
 SIZES = (1000, 30 * MIB)  # one request; parts of which some go before close()
+
+
+@pytest.fixture
+def mount(bucket: S3Endpoint, make_mount: MakeMount) -> Mount:
+    mount = make_mount(bucket, timeout=TIMEOUT_S)
+    mount.model.mkdir(parents=True)
+    return mount
 
 
 def conflict_of(mount: Mount, name: str) -> str:
