@@ -15,14 +15,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import pyfuse3
 import trio
 
-from modelfs.errors import (
-    InvalidName,
-    ModelfsError,
-    NameTooLong,
-    NoData,
-    NotFound,
-    NotPermitted,
-)
+from modelfs.errors import InvalidName, ModelfsError, NameTooLong, NotFound, NotPermitted
 from modelfs.mount.tree import Attributes, Change, Folder, Handle, Maker, Node, Opened, Tree
 from modelfs.names import NAME_MAX_BYTES
 from modelfs.store.layout import free_bytes
@@ -338,8 +331,7 @@ class Operations(pyfuse3.Operations):
 
     @handler(is_bounded=True)
     async def removexattr(self, inode: int, name: bytes, ctx: Any) -> None:
-        self.tree[inode].refuse_change()
-        raise NoData("no such attribute can be removed")
+        self.tree[inode].remove_xattr(os.fsdecode(name).removeprefix(XATTR_PREFIX))
 
 
 def _errno_of(error: OSError) -> int:
