@@ -191,7 +191,8 @@ class ObjectStore(Protocol):
     ) -> UploadedPart:
         """Upload bytes [offset, offset + length) of `fd` as part `number` (from 1).
 
-        Raises NotFound where the upload is gone, WrongBytes as `put` does.
+        Signed with the SHA-256 of the bytes: raises WrongBytes where others arrive, NotFound
+        where the upload is gone.
         """
 
     def copy_part(
