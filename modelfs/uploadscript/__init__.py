@@ -23,7 +23,9 @@ EMPTY = 'r"""null"""'  # what `grant` has in place of the grant
 
 def script(grant: Mapping[str, Any]) -> bytes:
     """Return the script with this grant in it, and the grant's note as its first lines."""
-    note = textwrap.wrap(" ".join(grant["note"].split()), 98, break_long_words=False)
+    note = textwrap.wrap(
+        " ".join(grant["note"].split()), 98, break_long_words=False, break_on_hyphens=False
+    )
     text = json.dumps(grant, indent=1, ensure_ascii=True)  # never has three quotes in a row
     head, code = _joined().split(EMPTY)
     first = "".join(f"# {line}\n" for line in note)

@@ -141,7 +141,8 @@ class Upload:
             step = next(
                 s for s in steps_of(source.size, self._part_size) if s * most >= source.size
             )
-            parts = Parts(source, step, *self._rights.begin(source))
+            count = len(source.spans(step))
+            parts = Parts(source, step, *self._rights.begin(source, count))
         except StopIteration:
             self._fail(source, Trouble("it has more bytes than an upload may have"))
             return

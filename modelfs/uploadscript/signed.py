@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -24,7 +25,7 @@ class Signed:
         self._grant = grant
         self._token = grant["token"]
         self._url = urlsplit(grant["url"])
-        self.single_max = self._token["single_max"]
+        self.single_max = self._token["form_max"]
 
     def listing(self) -> Iterator[tuple[str, int, str]]:
         """Yield the key, size and ETag of the objects of the model that may be listed."""
@@ -43,7 +44,7 @@ class Signed:
     def put(self, source: Source, body: Body, md5: bytes) -> Answer:
         """Send a file by the form."""
         if source.key != source.key.rstrip() or "${filename}" in source.key:
-            raise Trouble(f"{shown(source.name)}: a form cannot carry this name: rename it")
+            raise Trouble("a form cannot carry this name: rename it")
         boundary = uuid.uuid4().hex
         fields = {
             **self._token["fields"],
@@ -66,7 +67,7 @@ class Signed:
         answer = fine(self._wire.ask(self._request("POST", self._grant["url"], headers), body))
         made = parsed(answer.body)
         if text_of(made, "Key") != source.key:
-            raise Trouble(f"{shown(source.name)}: the registry has given it another name")
+            raise Trouble("the registry has given it another name")
         return answer._replace(headers={**answer.headers, "etag": text_of(made, "ETag")})
 
     def parts_max(self, source: Source) -> int:
@@ -77,20 +78,22 @@ class Signed:
         large: dict[str, Any] | None = self._token["large"].get(source.name)
         if large is None:
             raise Trouble(
-                f"{shown(source.name)} has more than {size_text(self.single_max)}, for which this "
-                f"registry wants its name beforehand: {self._grant['another']} "
-                f"--large {shown(source.name)}"
+                f"it has more than {size_text(self.single_max)}, and its name must be told before: "
+                f"{self._grant['another']} --large {shlex.quote(shown(source.name))}"
             )
         return large
 
-    def begin(self, source: Source) -> tuple[str, dict[int, tuple[int, str]]]:
+    def begin(self, source: Source, count: int) -> tuple[str, dict[int, tuple[int, str]]]:
         """Return the id of the upload that modelfs has begun, and the parts that are there."""
         large = self._large(source)
         there = parts_of(self._wire, lambda marker: self._request("GET", large["parts"]))
+        if there and max(there) > count:  # of another state of the file: they would be in the way
+            self._wire.ask(self._request("DELETE", large["drop"]))
+            there = None
         if there is None:
             raise Trouble(
-                f"{shown(source.name)}: its upload was finished or given up: "
-                f"{self._grant['another']} --large {shown(source.name)}"
+                f"its upload was finished or given up; get another script: "
+                f"{self._grant['another']} --large {shlex.quote(shown(source.name))}"
             )
         return large["upload"], there
 

@@ -64,7 +64,7 @@ class Temporary:
         self._prefix = grant["prefix"]
         self._url = urlsplit(grant["url"])
         self._memory = memory
-        self.single_max = self._token["single_max"]  # bytes; larger files go in parts
+        self.single_max = grant["single_max"]  # bytes; larger files go in parts
 
     def listing(self) -> Iterator[tuple[str, int, str]]:
         """Yield the key, size and ETag of every object of the model."""
@@ -89,8 +89,8 @@ class Temporary:
         """Return in how many parts a file may come; raises Trouble where it may not."""
         return PARTS_MAX
 
-    def begin(self, source: Source) -> tuple[str, dict[int, tuple[int, str]]]:
-        """Begin an upload in parts, or go on with an unfinished one of ours.
+    def begin(self, source: Source, count: int) -> tuple[str, dict[int, tuple[int, str]]]:
+        """Begin an upload in `count` parts, or go on with an unfinished one of ours.
 
         Returns its id, and number -> (size, ETag) of the parts that are there.
         """

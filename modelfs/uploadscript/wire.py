@@ -22,7 +22,7 @@ from modelfs.uploadscript.xmltext import parsed, text_of
 TRIES = 7  # of one request: 32 s of pauses
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 16.0
 CONNECT_LIMIT_S = 10.0
-ANSWER_MAX_BYTES = 16 << 20
+ANSWER_MAX_BYTES, ANSWER_PIECE_BYTES = 16 << 20, 64 << 10
 PASSING = {"RequestTimeout", "RequestTimeoutException", "SlowDown", "BadDigest", "InternalError"}
 
 
@@ -193,7 +193,9 @@ class Wire:
         return None
 
     def _receive(self, response: http.client.HTTPResponse) -> Answer:
-        data = response.read(ANSWER_MAX_BYTES)
+        data = b""
+        while len(data) < ANSWER_MAX_BYTES and (piece := response.read(ANSWER_PIECE_BYTES)):
+            data += piece
         headers = {name.lower(): value for name, value in response.getheaders()}
         with contextlib.suppress(KeyError, ValueError, TypeError):
             self._clock_s = parsedate_to_datetime(headers["date"]).timestamp() - time.time()
