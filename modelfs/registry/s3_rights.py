@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 from uuid import uuid4
 
-from modelfs.errors import AccessDenied, InvalidName, NotSupported, RegistryError
+from modelfs.errors import AccessDenied, InvalidName, NotFound, NotSupported, RegistryError
 from modelfs.registry import rights
 from modelfs.registry.rights import UploadRights, UploadWish
 from modelfs.registry.s3_clients import S3Clients
@@ -61,7 +61,7 @@ class Granter:
         name = rights.session_name(wish.label)
         try:
             found = self._clients.assume_role(wish.role, name, wish.expires_s, policy)
-        except AccessDenied as error:
+        except (AccessDenied, NotFound) as error:
             raise AccessDenied(f"the registry refuses the role {wish.role}: {error}") from error
         except RegistryError as error:
             if type(error) is not RegistryError:

@@ -12,7 +12,7 @@ from modelfs.uploadscript.troubles import NoAnswer, Trouble
 from modelfs.uploadscript.wire import TRIES, Answer, Make, Wire
 from modelfs.uploadscript.xmltext import local_name, parsed, text_of
 
-FINISH_LIMIT_S = 300.0  # a registry may take its time to put many parts together
+FINISH_LIMIT_S = 60.0  # a registry may take its time to put many parts together
 
 
 class Page(NamedTuple):

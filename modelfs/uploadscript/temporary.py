@@ -142,7 +142,7 @@ class Temporary:
 
         def make() -> tuple[str, str, Mapping[str, str]]:
             now = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
-            path = self._url.path + (f"/{encoded(key, '/')}" if key else "/")
+            path = self._url.path + (f"/{encoded(key, '/')}" if key else "") or "/"
             asked = "&".join(f"{encoded(k)}={encoded(v)}" for k, v in sorted(query.items()))
             signed = {
                 **(headers or {}),
