@@ -37,11 +37,9 @@ def oldest_python() -> str:
     for minor in range(9, sys.version_info.minor):
         places = [shutil.which(f"python3.{minor}"), *kept.glob(f"3.{minor}.*/bin/python3.{minor}")]
         for place in filter(None, places):
-            with contextlib.suppress(OSError):
-                if not subprocess.run(
-                    [place, "-c", ""], capture_output=True, check=False
-                ).returncode:
-                    return str(place)
+            with contextlib.suppress(OSError, subprocess.CalledProcessError):
+                subprocess.run([place, "-c", ""], capture_output=True, check=True)
+                return str(place)
     return sys.executable
 
 

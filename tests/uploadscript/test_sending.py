@@ -149,7 +149,7 @@ def test_names_that_no_key_can_have_are_refused_in_a_line_each_and_others_are_se
     moto_bucket.put(PREFIX + "is a file", b"1")
     (folder / "is a file").mkdir()
     (folder / "is a file" / "below").write_text("1")
-    status, out, err = script.run(f"{folder}/", tmp_path / "missing", folder / "good")
+    status, _, err = script.run(f"{folder}/", tmp_path / "missing", folder / "good")
     assert status == 1
     assert [line.rpartition(": ")[2] for line in err] == [
         "its key would have more than 1024 bytes",
