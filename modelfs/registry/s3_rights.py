@@ -17,6 +17,7 @@ from modelfs.errors import AccessDenied, InvalidName, NotFound, NotSupported, Re
 from modelfs.registry import rights
 from modelfs.registry.rights import UploadRights, UploadWish
 from modelfs.registry.s3_clients import S3Clients
+from modelfs.registry.s3_sign import now
 
 if TYPE_CHECKING:
     from modelfs.registry.s3 import S3Store
@@ -142,10 +143,10 @@ class Granter:
     def _large(self, key: str, expires_s: int) -> dict[str, Any]:
         """Return all requests that an upload of `key` in parts takes."""
         headers = self._headers_of_parts(key)
-        upload = self._upload_of(key)
+        upload, at = self._upload_of(key), now()
 
         def sign(method: str, query: Mapping[str, str], headers: Mapping[str, str]) -> str:
-            return self._signer.presign(method, key, query, headers, expires_s)
+            return self._signer.presign(method, key, query, headers, expires_s, at)
 
         signatures, common = [], ""
         for number in range(1, rights.LARGE_PARTS + 1):

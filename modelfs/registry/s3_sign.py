@@ -30,6 +30,23 @@ class Sent:
     headers: Mapping[str, str]
 
 
+class _AsOf(S3SigV4QueryAuth):
+    """Signs as of a moment that is given: requests that share their URL share its time."""
+
+    def __init__(self, keys: ReadOnlyCredentials, region: str, expires_s: int, at: str) -> None:
+        super().__init__(keys, "s3", region, expires=expires_s)
+        self._at = at
+
+    def _modify_request_before_signing(self, request: AWSRequest) -> None:
+        request.context["timestamp"] = self._at
+        super()._modify_request_before_signing(request)
+
+
+def now() -> str:
+    """Return this moment as a signature has it."""
+    return datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+
+
 class Signer:
     """Signs requests to one bucket; any thread may call."""
 
@@ -49,12 +66,15 @@ class Signer:
         query: Mapping[str, str],
         headers: Mapping[str, str],
         expires_s: int,
+        at: str | None = None,
     ) -> str:
-        """Return the URL of a request that anyone may send, with just these headers, for a time."""
+        """Return the URL of a request that anyone may send, with just these headers, for a time
+        that begins now, or at `at`.
+        """
         asked = "&".join(f"{quote(k)}={quote(v, safe='-_.~')}" for k, v in query.items())
         url = self._getter.base() + quote(key, safe=KEY_SAFE)
         request = AWSRequest(method, f"{url}?{asked}" if asked else url, headers=dict(headers))
-        S3SigV4QueryAuth(self._keys(), "s3", self.region, expires=expires_s).add_auth(request)
+        _AsOf(self._keys(), self.region, expires_s, at or now()).add_auth(request)
         return str(request.url)
 
     def sign_form(
