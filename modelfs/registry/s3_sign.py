@@ -39,7 +39,7 @@ class _AsOf(S3SigV4QueryAuth):
 
     def _modify_request_before_signing(self, request: AWSRequest) -> None:
         request.context["timestamp"] = self._at
-        super()._modify_request_before_signing(request)
+        super()._modify_request_before_signing(request)  # type: ignore[misc]  # of its stubs
 
 
 def now() -> str:

@@ -87,10 +87,11 @@ class Source:
 
 def steps_of(size: int, part_size: int) -> Iterator[int]:
     """Yield the part sizes in which modelfs, this script and most tools send a file."""
+    yield part_size
     while part_size < size:
-        yield part_size
         part_size *= 2
-    yield -(-size // PARTS_MAX)
+        yield part_size
+    yield max(1, -(-size // PARTS_MAX))
 
 
 def metadata(source: Source) -> dict[str, str]:
