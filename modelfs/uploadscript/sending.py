@@ -15,6 +15,7 @@ from modelfs.uploadscript.troubles import Fatal, Stopped, Trouble, shown
 from modelfs.uploadscript.wire import Body
 
 PARALLEL = 8
+PART_MAX_BYTES = 5 << 30  # S3's limit
 
 
 class Parts:

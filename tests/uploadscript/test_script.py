@@ -79,7 +79,7 @@ def test_files_are_cut_as_modelfs_cuts_them_and_no_larger_than_s3_takes() -> Non
     for size in (16 * MIB + 1, 6 * GIB, 70 * GIB):
         assert next(files.steps_of(size, 8 * MIB)) == part_size_of(size)
     assert (planning.NAME_MAX_BYTES, planning.KEY_MAX_BYTES) == (NAME_MAX_BYTES, KEY_MAX_BYTES)
-    largest = 5000 * GIB
+    largest = 4000 * GIB
     for parts in (files.PARTS_MAX, LARGE_PARTS):
         step = next(s for s in files.steps_of(largest, 8 * MIB) if s * parts >= largest)
         assert step <= FORM_MAX
