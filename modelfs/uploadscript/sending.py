@@ -138,10 +138,9 @@ class Upload:
     def _begin(self, source: Source) -> None:
         """Begin a file of several parts, and start each."""
         try:
-            most = self._rights.parts_max(source)
-            step = next(
-                s for s in steps_of(source.size, self._part_size) if s * most >= source.size
-            )
+            least = source.size / self._rights.parts_max(source)
+            steps = steps_of(source.size, self._part_size)
+            step = next(step for step in steps if least <= step <= PART_MAX_BYTES)
             count = len(source.spans(step))
             parts = Parts(source, step, *self._rights.begin(source, count))
         except StopIteration:

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import shutil
-import signal
 import stat
 import subprocess
 import time
@@ -61,7 +60,7 @@ def test_each_open_makes_a_fresh_script_which_uploads_into_the_model(
     second = Script(tmp_path / "b", script_file(mount).read_bytes())
     assert secrets(first) != secrets(second)
     assert first.grant["expires"] != second.grant["expires"]
-    assert second.run(tmp_path / "weights")[0] == 0
+    assert second.run(tmp_path / "weights")[::2] == (0, [])
     wait_until((mount.main / "weights" / "model.bin").exists)
     data = (tmp_path / "weights" / "model.bin").read_bytes()
     assert (mount.main / "weights" / "model.bin").read_bytes() == data
@@ -78,8 +77,6 @@ def test_cat_cp_and_the_command_give_the_script_whole(moto_mount: Mount, tmp_pat
     (tmp_path / "catted.py").write_bytes(catted)
     subprocess.run(["cp", file, tmp_path / "copied.py"], check=True)
     shutil.copyfile(file, tmp_path / "python.py")
-    made = moto_mount.run("upload-script", "acme/llama", "--expires", "2h", "-o", "made.py")
-    assert made.returncode == errno.EPERM or made.stderr  # no plain file may lie beside main/
     for output in ("piped.py", "output.py"):
         words = ["upload-script", "acme/llama", "--expires", "2h"]
         words += [] if output == "piped.py" else ["-o", str(tmp_path / output)]
@@ -266,14 +263,11 @@ def test_no_secret_is_in_the_log_in_the_process_list_or_in_what_is_printed(
         (tmp_path / "file").write_bytes(os.urandom(1000))
         process = script.start(tmp_path / "file", "--dry-run")
         argv = Path(f"/proc/{process.pid}/cmdline").read_text()
-        process.send_signal(signal.SIGCONT)
         printed = "".join(process.communicate(timeout=30))
         status, out, err = script.run(tmp_path / "file")
         assert (status, err) == (0, [])
-        assert os.path.lexists(mount.main)
-        everything = (
-            argv + printed + out + mount.log() + (mount.path / ".modelfs/status.json").read_text()
-        )
+        status_text = (mount.path / ".modelfs" / "status.json").read_text()
+        everything = argv + printed + out + mount.log() + status_text
         for secret in (*secrets(script), ceph.secret_key):
             assert secret not in everything
         assert ceph.secret_key not in script.path.read_text()
