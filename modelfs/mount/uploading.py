@@ -109,7 +109,9 @@ def _parsed(data: bytes) -> dict[str, Any]:
     if not isinstance(large, list) or len(large) > LARGE_MAX:
         raise InvalidName(f"of large files up to {LARGE_MAX} may be named")
     for name in large:
-        for component in str(name).split("/"):
+        if not isinstance(name, str):
+            raise InvalidName("a name of a large file is a text")
+        for component in name.split("/"):
             check_component(component)
     return wish
 

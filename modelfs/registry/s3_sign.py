@@ -71,7 +71,8 @@ class Signer:
         """Return the URL of a request that anyone may send, with just these headers, for a time
         that begins now, or at `at`.
         """
-        asked = "&".join(f"{quote(k)}={quote(v, safe='-_.~')}" for k, v in query.items())
+        odd = "surrogateescape"  # keys of others need not be UTF-8
+        asked = "&".join(f"{k}={quote(v, safe='-_.~', errors=odd)}" for k, v in query.items())
         url = self._getter.base() + quote(key, safe=KEY_SAFE)
         request = AWSRequest(method, f"{url}?{asked}" if asked else url, headers=dict(headers))
         _AsOf(self._keys(), self.region, expires_s, at or now()).add_auth(request)

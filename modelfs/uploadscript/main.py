@@ -131,4 +131,6 @@ def main(argv: list[str]) -> NoReturn:
     except Trouble as error:
         note(str(error))
         status = error.status
+    except BrokenPipeError:  # who read what was printed has enough
+        os._exit(FAILED)
     leave(status)

@@ -64,7 +64,7 @@ class Upload:
         self._lock = threading.Lock()
         self.files = self.sent_bytes = 0
         self.same: set[str] = set()
-        self.failures: list[str] = []
+        self.failures: set[str] = set()
         self.fatal: Fatal | None = None
 
     def compare(self, sources: Iterable[Source], there: Mapping[str, tuple[int, str]]) -> None:
@@ -86,7 +86,7 @@ class Upload:
         for source in sources:
             if self._stop.is_set():
                 break
-            if source.name in self.same:
+            if source.name in self.same or source.name in self.failures:
                 continue
             if source.size <= self._rights.single_max:
                 self._start(source, partial(self._send_whole, source))
@@ -125,7 +125,7 @@ class Upload:
                 self.fatal = self.fatal or error
                 self._stop.set()
                 return
-            self.failures.append(source.name)
+            self.failures.add(source.name)
         self._show.line(f"{shown(source.name)}: {error}")
 
     def _send_whole(self, source: Source) -> None:

@@ -65,9 +65,10 @@ class Signed:
         if self._token["checks_md5"]:
             headers["content-md5"] = in_base64(md5)
         answer = fine(self._wire.ask(self._request("POST", self._grant["url"], headers), body))
-        found = re.search(rb"<ETag>(?:&quot;|\")?([^<&\"]*)", answer.body)  # XML, but for odd names
-        etag = found[1].decode() if found else ""
-        return answer._replace(headers={**answer.headers, "etag": etag})
+        # The answer is XML, but for some names; where it has no ETag, nothing was kept.
+        if found := re.search(rb"<ETag>(?:&quot;|\")?([^<&\"]*)", answer.body):
+            answer = answer._replace(headers={**answer.headers, "etag": found[1].decode()})
+        return answer
 
     def parts_max(self, source: Source) -> int:
         """Return in how many parts a file may come; raises Trouble where it may not."""

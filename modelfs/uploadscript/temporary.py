@@ -173,4 +173,4 @@ class Temporary:
 
 
 def encoded(text: str, safe: str = "") -> str:
-    return quote(text, safe=f"{safe}-_.~")
+    return quote(text, safe=f"{safe}-_.~", errors="surrogateescape")
