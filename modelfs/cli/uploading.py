@@ -8,7 +8,6 @@ from pathlib import Path
 
 import click
 
-from modelfs import units
 from modelfs.cli.arguments import model_argument
 from modelfs.cli.failures import explained
 from modelfs.cli.options import Settings, in_registry, pass_settings
@@ -21,6 +20,8 @@ PIECE_BYTES = 1 << 20
 
 def _seconds(_context: click.Context, _option: click.Parameter, value: str | None) -> float | None:
     """Read a time as the configuration has it."""
+    from modelfs import units
+
     try:
         return None if value is None else units.seconds(value)
     except ValueError:
