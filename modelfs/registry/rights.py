@@ -14,6 +14,7 @@ from modelfs.errors import NotSupported
 
 FORM_MAX = 5 << 30  # bytes: S3's limit of one request
 LARGE_PARTS = 1000  # of a larger file without temporary credentials: one listing shows them all
+PAGE_KEYS = 1000  # the most that S3 lists at once
 LISTED_KEYS, LISTINGS_MAX = 500, 40  # keys between two listings that are signed; how many
 ROLE_EXPIRES_MIN_S = 900  # what STS gives at least
 

@@ -134,7 +134,7 @@ class Granter:
         wanted = {
             "list-type": "2",
             "prefix": wish.prefix,
-            "max-keys": "1000",
+            "max-keys": str(rights.PAGE_KEYS),
             "encoding-type": "url",
         }
         asked = [{**wanted, "start-after": last} if last else wanted for last in starts]

@@ -21,6 +21,7 @@ from modelfs.uploadscript.troubles import (
     FAILED,
     INTERRUPTED,
     USAGE,
+    Misuse,
     Trouble,
     files_text,
     note,
@@ -49,7 +50,7 @@ def planned(args: argparse.Namespace, rights: Temporary | Signed) -> tuple[Plan,
     plan = Plan(GRANT["prefix"], GRANT["local_only"], args.follow)
     folder = args.to.strip("/")
     if folder and (wrong := wrong_name(folder, plan.prefix)):
-        raise Trouble(f"--to {shown(args.to)}: {wrong}")
+        raise Misuse(f"--to {shown(args.to)}: {wrong}")
     for path in args.paths:
         plan.add(path, f"{folder}/" if folder else "")
     there = {key: (size, etag) for key, size, etag in rights.listing()}

@@ -8,14 +8,17 @@ FAILED, USAGE, REFUSED, NO_ANSWER, INTERRUPTED = 1, 2, 3, 4, 130
 
 
 class Trouble(Exception):
-    """What went wrong, in one line; `ends_all` where no other file can do better."""
+    """What went wrong, in one line."""
 
     status = FAILED
-    ends_all = False
+
+
+class Misuse(Trouble):
+    status = USAGE
 
 
 class Fatal(Trouble):
-    ends_all = True
+    """No other file can do better."""
 
 
 class Refused(Fatal):

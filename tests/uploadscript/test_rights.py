@@ -16,6 +16,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from modelfs.errors import AccessDenied, InvalidName, NotSupported
+from modelfs.registry import rights
 from modelfs.registry.rights import UploadRights, UploadWish
 from modelfs.registry.s3 import S3Store
 from modelfs.units import utc_text
@@ -62,8 +63,8 @@ def make_script(ceph_bucket: S3Endpoint, store: S3Store, tmp_path: Path) -> Make
     def make(role: str | None, *, endpoint: str | None = None, **wish: Any) -> Script:
         settings = ceph_bucket.settings(endpoint=endpoint or ceph_bucket.endpoint)
         with closing(S3Store(settings)) as seen:
-            rights = rights_of(seen, role, **wish)
-        grant = grant_of(ceph_bucket, rights, expires=utc_text(rights.expires_at))
+            given = rights_of(seen, role, **wish)
+        grant = grant_of(ceph_bucket, given, expires=utc_text(given.expires_at))
         grant["single_max"], grant["part_size"] = 6 * MIB, PART
         if role is None:
             grant["token"]["form_max"] = 6 * MIB
@@ -155,16 +156,28 @@ def test_a_large_file_whose_name_was_not_told_is_refused_with_what_to_do(
 
 
 def test_more_files_than_a_page_are_known_with_sts_and_without(
-    make_script: MakeScript, any_role: str | None, ceph_bucket: S3Endpoint, tmp_path: Path
+    make_script: MakeScript,
+    any_role: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(rights, "PAGE_KEYS", 4)
+    monkeypatch.setattr(rights, "LISTED_KEYS", 2)
     folder = tmp_path / "many"
     folder.mkdir()
-    for number in range(1100):
-        (folder / f"{number:04d}").write_bytes(b"%d" % number)
-    assert make_script(any_role).run(f"{folder}/")[0] == 0
-    status, out, err = make_script(any_role).run(f"{folder}/")
+    for number in range(11):
+        (folder / f"{number} \x01").write_bytes(b"%d" % number)
+    assert with_small_pages(make_script(any_role)).run(f"{folder}/")[0] == 0
+    status, out, err = with_small_pages(make_script(any_role)).run(f"{folder}/")
     assert (status, err) == (0, [])
     assert "0 files sent, 0 B" in out
+
+
+def with_small_pages(made: Script) -> Script:
+    text = made.path.read_text()
+    made.path.write_text(text.replace("most: int = 1000", "most: int = 4"))
+    assert made.path.read_text() != text
+    return made
 
 
 def test_over_https_the_registry_s_own_ca_is_believed_and_no_other(

@@ -160,7 +160,7 @@ def test_names_that_no_key_can_have_are_refused_in_a_line_each_and_others_are_se
     ]
     assert sorted(there(moto_bucket)) == ["good", "is a file"]
     assert script.run(folder / "good", "--to", "../other")[::2] == (
-        1,
+        2,
         ["upload.py: --to ../other: ../other has an empty, . or .. component"],
     )
 
