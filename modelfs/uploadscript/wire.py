@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import random
+import re
 import ssl
 import threading
 import time
@@ -23,6 +24,7 @@ TRIES = 7  # of one request: 32 s of pauses
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 16.0
 CONNECT_LIMIT_S = 10.0
 ANSWER_MAX_BYTES, ANSWER_PIECE_BYTES = 16 << 20, 64 << 10
+_EXPIRED = re.compile(rb"<(?:Code|Message)>[^<]*expired", re.IGNORECASE)
 PASSING = {"RequestTimeout", "RequestTimeoutException", "SlowDown", "BadDigest", "InternalError"}
 
 
@@ -59,7 +61,8 @@ class Body:
         length: int,
         moved: Callable[[int], None],
     ) -> None:
-        self._source, self._offset, self._length = source, offset, length
+        self.source = source
+        self._offset, self._length = offset, length
         self._moved = moved
         self._told = 0
         self.before = self.after = b""
@@ -72,7 +75,7 @@ class Body:
         self._moved(-self._told)  # of an earlier try
         self._told = 0
         send(self.before)
-        for piece in self._source.pieces(self._offset, self._length):
+        for piece in self.source.pieces(self._offset, self._length):
             send(piece)
             self._told += len(piece)
             self._moved(len(piece))
@@ -129,6 +132,8 @@ class Wire:
             except (OSError, http.client.HTTPException) as error:
                 reason = str(error) or type(error).__name__
                 continue
+            if answer.code == "BadDigest" and isinstance(body, Body):
+                body.source.check_unchanged()
             if answer.status >= 500 or answer.status in (408, 429) or answer.code in PASSING:
                 reason = str(answer)
                 continue
@@ -251,8 +256,7 @@ class Wire:
         )
 
     def _refusal(self, answer: Answer) -> Refused:
-        said = answer.body.decode(errors="replace").lower()
-        if self._has_expired() or "expired" in said:
+        if self._has_expired() or _EXPIRED.search(answer.body):
             return self._expired()
         if answer.code == "RequestTimeTooSkewed":
             return Refused("the clock of this machine is not the registry's: set it")

@@ -155,6 +155,21 @@ def test_a_large_file_whose_name_was_not_told_is_refused_with_what_to_do(
     assert objects(ceph_bucket) == {}
 
 
+def test_a_file_that_changes_after_its_checksum_was_taken_is_refused_and_said(
+    make_script: MakeScript, any_role: str | None, ceph_bucket: S3Endpoint, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"1" * 100)
+    made = make_script(any_role)
+    line = "        md5 = source.md5(0, source.size)\n"
+    change = "        open(source.path, 'wb').write(b'2' * 100)\n"
+    text = made.path.read_text()
+    assert line in text
+    made.path.write_text(text.replace(line, line + change))
+    status, _, err = made.run(tmp_path / "file")
+    assert (status, err) == (1, ["upload.py: file: it changed while it was sent: send it again"])
+    assert objects(ceph_bucket) == {}
+
+
 def test_more_files_than_a_page_are_known_with_sts_and_without(
     make_script: MakeScript,
     any_role: str | None,
