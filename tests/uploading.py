@@ -18,6 +18,7 @@ from botocore.client import Config
 from botocore.exceptions import ClientError
 
 from modelfs.registry.rights import UploadRights
+from modelfs.store.cuts import UPLOAD_CUT
 from modelfs.uploadscript import script
 from tests.endpoints import S3Endpoint, S3Server
 
@@ -104,7 +105,7 @@ def grant_of(bucket: S3Endpoint, rights: UploadRights, **changes: Any) -> dict[s
         "local_only": [".ipynb_checkpoints", ".~*", "*.swp", ".nfs*"],
         "timeout_s": 5,
         "single_max": 16 * MIB,
-        "part_size": 8 * MIB,
+        "cut": UPLOAD_CUT.runs,
         "ca_bundle": None,
         "token": dict(rights.token),
         **changes,
@@ -121,7 +122,7 @@ def moto_script(folder: Path, bucket: S3Endpoint, endpoint: str | None = None) -
         "session_token": "testing",
     }
     rights = UploadRights(f"{endpoint or bucket.endpoint}/{bucket.bucket}", token, 0)
-    grant = grant_of(bucket, rights, single_max=6 * MIB, part_size=5 * MIB)
+    grant = grant_of(bucket, rights, single_max=6 * MIB, cut=[(5 * MIB, 1)])
     return Script(folder, script(grant))
 
 

@@ -16,7 +16,8 @@ from modelfs.errors import InvalidName, ModelfsError, NotPermitted, ReadOnly
 from modelfs.mount.tree import Attributes, Folder, Node, Opened, Services, Tree
 from modelfs.names import ModelId, check_component
 from modelfs.registry.rights import UploadRights, UploadWish
-from modelfs.store.etags import SINGLE_PUT_MAX, UPLOAD_PART_MIN
+from modelfs.store.cuts import UPLOAD_CUT
+from modelfs.store.etags import SINGLE_PUT_MAX
 from modelfs.store.localreads import Buffer
 from modelfs.units import utc_text
 from modelfs.uploadscript import script
@@ -155,7 +156,7 @@ def _grant(
         "local_only": list(config.local_only),
         "timeout_s": config.timeout_s,
         "single_max": SINGLE_PUT_MAX,
-        "part_size": UPLOAD_PART_MIN,
+        "cut": UPLOAD_CUT.runs,
         "ca_bundle": ca_bundle,
         "token": dict(rights.token),
     }

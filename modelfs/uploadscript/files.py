@@ -5,13 +5,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from modelfs.uploadscript.troubles import Trouble
 
 PARTS_MAX = 10_000  # S3's limit of one upload
 PIECE_BYTES = 1 << 20  # what a thread holds in memory of a file
+
+Cut = Sequence[Sequence[int]]  # of parts: length and how many, the last of which goes on
 
 
 @dataclass(frozen=True)
@@ -69,29 +71,37 @@ class Source:
         if (found.st_size, found.st_mtime_ns) != (self.size, self.mtime_ns):
             raise Trouble("it changed while it was sent: send it again")
 
-    def spans(self, step: int) -> list[tuple[int, int]]:
-        """Return offset and length of each part of `step` bytes."""
-        return [(at, min(step, self.size - at)) for at in range(0, self.size, step)]
+    def spans(self, cut: Cut) -> list[tuple[int, int]]:
+        """Return offset and length of each part."""
+        found: list[tuple[int, int]] = []
+        at = 0
+        for length, count in [*cut[:-1], (cut[-1][0], self.size)]:
+            while count and at < self.size:
+                found.append((at, min(length, self.size - at)))
+                at, count = at + length, count - 1
+        return found
 
-    def has_etag(self, etag: str, part_size: int) -> bool:
+    def has_etag(self, etag: str, cut: Cut) -> bool:
         """Tell whether an object with this ETag, of the same size, has the same content."""
         whole, _, count = etag.partition("-")
         if not count:
             return self.md5(0, self.size).hex() == whole
-        for step in steps_of(self.size, part_size):
-            spans = self.spans(step)
-            if str(len(spans)) == count:
-                return etag_of_parts(self.md5(*span).hex() for span in spans) == etag
-        return False
+        likely = map(self.spans, cuts_of(self.size, cut))
+        return any(
+            etag_of_parts(self.md5(*span).hex() for span in spans) == etag
+            for spans in likely
+            if str(len(spans)) == count
+        )
 
 
-def steps_of(size: int, part_size: int) -> Iterator[int]:
-    """Yield the part sizes in which modelfs, this script and most tools send a file."""
-    yield part_size
-    while part_size < size:
-        part_size *= 2
-        yield part_size
-    yield max(1, -(-size // PARTS_MAX))
+def cuts_of(size: int, cut: Cut) -> Iterator[Cut]:
+    """Yield how modelfs and this script cut a file of several parts, and how most tools do."""
+    yield cut
+    length = cut[0][0]
+    yield [(length, 1)]
+    while length < size:
+        length *= 2
+        yield [(length, 1)]
 
 
 def metadata(source: Source) -> dict[str, str]:

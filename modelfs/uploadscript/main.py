@@ -74,7 +74,7 @@ def run(argv: list[str], stop: threading.Event) -> int:
         rights = Signed(wire, GRANT)
     plan, there = planned(args, rights)
     show = Show()
-    upload = Upload(rights, GRANT["part_size"], show, stop)
+    upload = Upload(rights, GRANT["cut"], show, stop)
     sources = list(plan.sources.values())
     show.begin(sum(source.size for source in sources))
     began = time.monotonic()

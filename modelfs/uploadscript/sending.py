@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from modelfs.uploadscript.files import Source, steps_of
+from modelfs.uploadscript.files import Cut, Source, cuts_of
 from modelfs.uploadscript.showing import Show
 from modelfs.uploadscript.signed import Signed
 from modelfs.uploadscript.temporary import Temporary
@@ -15,7 +15,6 @@ from modelfs.uploadscript.troubles import Fatal, Stopped, Trouble, shown
 from modelfs.uploadscript.wire import Body
 
 PARALLEL = 8
-PART_MAX_BYTES = 5 << 30  # S3's limit
 
 
 class Parts:
@@ -25,14 +24,14 @@ class Parts:
     """
 
     def __init__(
-        self, source: Source, step: int, upload: str, there: dict[int, tuple[int, str]]
+        self, spans: list[tuple[int, int]], upload: str, there: dict[int, tuple[int, str]]
     ) -> None:
-        self.spans = source.spans(step)
+        self.spans = spans
         self.upload = upload
         self.there = there
-        self.etags = [""] * len(self.spans)
+        self.etags = [""] * len(spans)
         self.has_failed = False
-        self._left = len(self.spans)
+        self._left = len(spans)
         self._lock = threading.Lock()
 
     def done(self, number: int, etag: str) -> bool:
@@ -53,10 +52,10 @@ class Upload:
     """Sends files by a bounded number of threads; what each came to is counted under a lock."""
 
     def __init__(
-        self, rights: Temporary | Signed, part_size: int, show: Show, stop: threading.Event
+        self, rights: Temporary | Signed, cut: Cut, show: Show, stop: threading.Event
     ) -> None:
         self._rights = rights
-        self._part_size = part_size
+        self._cut = cut
         self._show = show
         self._stop = stop
         self._pool = ThreadPoolExecutor(PARALLEL)
@@ -76,7 +75,7 @@ class Upload:
         self._wait()
 
     def _compare(self, source: Source, etag: str) -> None:
-        if source.has_etag(etag, self._part_size):
+        if source.has_etag(etag, self._cut):
             with self._lock:
                 self.same.add(source.name)
             self._show.moved(source.size)
@@ -138,14 +137,10 @@ class Upload:
     def _begin(self, source: Source) -> None:
         """Begin a file of several parts, and start each."""
         try:
-            least = source.size / self._rights.parts_max(source)
-            steps = steps_of(source.size, self._part_size)
-            step = next(step for step in steps if least <= step <= PART_MAX_BYTES)
-            count = len(source.spans(step))
-            parts = Parts(source, step, *self._rights.begin(source, count))
-        except StopIteration:
-            self._fail(source, Trouble("it has more bytes than an upload may have"))
-            return
+            most = self._rights.parts_max(source)
+            likely = map(source.spans, cuts_of(source.size, self._cut))
+            spans = next(spans for spans in likely if len(spans) <= most)
+            parts = Parts(spans, *self._rights.begin(source, len(spans)))
         except Stopped:
             return
         except Trouble as error:

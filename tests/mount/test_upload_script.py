@@ -292,7 +292,7 @@ def test_the_command_tells_the_names_of_large_files_beforehand(
     )
     assert (done.returncode, done.stderr) == (0, "")
     script = Script(tmp_path / "script", (tmp_path / "made").read_bytes())
-    script.change(token={"form_max": 6 << 20}, part_size=5 << 20)
+    script.change(token={"form_max": 6 << 20}, cut=[(5 << 20, 1)])
     data = os.urandom(11 << 20)
     (tmp_path / "big one.gguf").write_bytes(data)
     assert script.run(tmp_path / "big one.gguf", "--to", "weights")[0] == 0

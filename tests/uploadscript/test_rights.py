@@ -65,7 +65,7 @@ def make_script(ceph_bucket: S3Endpoint, store: S3Store, tmp_path: Path) -> Make
         with closing(S3Store(settings)) as seen:
             given = rights_of(seen, role, **wish)
         grant = grant_of(ceph_bucket, given, expires=utc_text(given.expires_at))
-        grant["single_max"], grant["part_size"] = 6 * MIB, PART
+        grant["single_max"], grant["cut"] = 6 * MIB, [(PART, 1)]
         if role is None:
             grant["token"]["form_max"] = 6 * MIB
         return Script(tmp_path / f"script-{uuid.uuid4().hex}", script(grant))

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from modelfs.names import KEY_MAX_BYTES, NAME_MAX_BYTES
 from modelfs.registry.objects import format_mtime
 from modelfs.registry.rights import FORM_MAX, LARGE_PARTS
-from modelfs.store.etags import MultipartEtag, part_size_of
+from modelfs.store.cuts import UPLOAD_CUT, Cut
+from modelfs.store.etags import MultipartEtag
 from modelfs.uploadscript import PARTS, files, planning, script
 from tests.uploading import MIB, Script, oldest_python
 
@@ -76,13 +77,16 @@ def test_times_are_written_as_modelfs_writes_them(mtime_ns: int) -> None:
 
 
 def test_files_are_cut_as_modelfs_cuts_them_and_no_larger_than_s3_takes() -> None:
-    for size in (16 * MIB + 1, 6 * GIB, 70 * GIB):
-        assert next(files.steps_of(size, 8 * MIB)) == part_size_of(size)
+    for size in (0, 1, 16 * MIB + 1, 8 * MIB * 4000, 40 * GIB + 7, 500 * GIB):
+        source = files.Source("", "", "", size, 0)
+        ours = [(piece.offset, piece.length) for piece in UPLOAD_CUT.pieces(size)]
+        assert source.spans(UPLOAD_CUT.runs) == ours
     assert (planning.NAME_MAX_BYTES, planning.KEY_MAX_BYTES) == (NAME_MAX_BYTES, KEY_MAX_BYTES)
-    largest = 4000 * GIB
-    for parts in (files.PARTS_MAX, LARGE_PARTS):
-        step = next(s for s in files.steps_of(largest, 8 * MIB) if s * parts >= largest)
-        assert step <= FORM_MAX
+    for size in (6 * GIB, 4000 * GIB):  # without STS there are fewer parts
+        source = files.Source("", "", "", size, 0)
+        cuts = map(source.spans, files.cuts_of(size, UPLOAD_CUT.runs))
+        spans = next(spans for spans in cuts if len(spans) <= LARGE_PARTS)
+        assert max(length for _, length in spans) <= FORM_MAX
 
 
 def test_content_is_compared_by_the_etag_that_the_object_has(tmp_path: Path) -> None:
@@ -90,10 +94,11 @@ def test_content_is_compared_by_the_etag_that_the_object_has(tmp_path: Path) -> 
     path = tmp_path / "file"
     path.write_bytes(data)
     source = files.Source(str(path), "file", "file", len(data), 0)
-    for part_size in (1000, 2000, 4000, 32_000):
-        etag = MultipartEtag(part_size)
+    ours = [(1000, 3), (2500, 1)]
+    for runs in (ours, [(1000, 1)], [(2000, 1)], [(4000, 1)], [(32_000, 1)]):
+        etag = MultipartEtag(Cut(tuple(runs)))
         etag.update(memoryview(data))
-        assert source.has_etag(etag.hexdigest(), 1000)
-        assert not source.has_etag(etag.hexdigest().replace("-", "0-"), 1000)
-    assert source.has_etag(source.md5(0, len(data)).hex(), 1000)
-    assert not source.has_etag("0" * 32, 1000)
+        assert source.has_etag(etag.hexdigest(), ours)
+        assert not source.has_etag(etag.hexdigest().replace("-", "0-"), ours)
+    assert source.has_etag(source.md5(0, len(data)).hex(), ours)
+    assert not source.has_etag("0" * 32, ours)
