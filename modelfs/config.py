@@ -38,6 +38,7 @@ DEFAULT_LOCAL_ONLY = (  # of Jupyter; vim and nano; emacs; NFS
     *(".ipynb_checkpoints", ".~*", "*.swp", ".*.swpx", ".*.sw[a-o]", ".#*", "#*#", ".nfs*"),
 )
 
+UPLOAD_EXPIRES_MAX_S = 12 * 3600  # what STS gives at most
 ID_MAX = (1 << 32) - 2  # the kernel keeps 2**32 - 1 for "no id"
 
 _BUCKET = r"^[A-Za-z0-9._-]{3,255}$"
@@ -184,6 +185,13 @@ class RegistryConfig(_Table):
         default=None,
         pattern=r"^arn:\S+$",
         description="a role's ARN like 'arn:aws:iam:::role/modelfs-upload'",
+    )
+    upload_expires_s: Seconds = Field(
+        default=1800.0,
+        validation_alias="upload_expires",
+        ge=1,
+        le=UPLOAD_EXPIRES_MAX_S,
+        description="a time from '1s' to '12h', or a number of seconds",
     )
     read_only: bool = Field(default=False, strict=True, description="true or false")
     native_versions: bool = Field(default=True, strict=True, description="true or false")

@@ -20,6 +20,7 @@ from modelfs.cli import (
     rolling,
     serving,
     showing,
+    uploading,
     verifying,
     versions,
     warming,
@@ -103,6 +104,7 @@ for _command in (
     verifying.verify,
     warming.warm,
     warming.evict,
+    uploading.upload_script,
     showing.status,
     showing.demo,
 ):

@@ -34,7 +34,9 @@ from modelfs.registry.objects import (
     UnfinishedUpload,
     UploadedPart,
 )
+from modelfs.registry.rights import UploadRights, UploadWish
 from modelfs.registry.s3_clients import S3Clients, S3Settings, was_answered
+from modelfs.registry.s3_rights import Granter
 
 __all__ = ["S3Settings", "S3Store"]
 
@@ -60,6 +62,7 @@ class S3Store:
         self._clients = S3Clients(settings)
         self._fast, self._slow = self._clients.fast, self._clients.slow
         self._translated = self._clients.translated
+        self._granter = Granter(self, self._clients, settings.bucket)
 
     def close(self) -> None:
         """Close the connections that are kept; nothing may be asked afterwards."""
@@ -270,7 +273,7 @@ class S3Store:
             gone = error  # perhaps an earlier try succeeded and its answer was lost
         except RegistryUnavailable as error:
             # Ceph's gateway says of an upload that is gone that it is being completed (500).
-            if not was_answered(error) or self._has_upload(key, upload_id):
+            if not was_answered(error) or self.has_upload(key, upload_id):
                 raise
             gone = NotFound(f"{key!r}: the multipart upload is gone")
         info, head = self._head(key)
@@ -278,7 +281,8 @@ class S3Store:
             raise gone
         return answers.checked_upload(info, head, said, expected, size)
 
-    def _has_upload(self, key: str, upload_id: str) -> bool:
+    def has_upload(self, key: str, upload_id: str) -> bool:
+        """Tell whether a multipart upload is there, neither finished nor aborted."""
         try:
             with self._translated(key):
                 self._fast.list_parts(Bucket=self._bucket, Key=key, UploadId=upload_id, MaxParts=1)
@@ -289,6 +293,9 @@ class S3Store:
     def abort_upload(self, key: str, upload_id: str) -> None:
         with suppress(NotFound), self._translated(key):
             self._fast.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload_id)
+
+    def upload_rights(self, wish: UploadWish) -> UploadRights:
+        return self._granter.grant(wish)
 
     # --------------------------------------------------------------- copying
 

@@ -15,7 +15,7 @@ import ssl
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -50,6 +50,7 @@ from modelfs.registry import s3_answers as answers
 from modelfs.registry.credentials import CredentialsFile, systemd_credentials
 from modelfs.registry.s3_errors import error_of
 from modelfs.registry.s3_get import Body, Getter
+from modelfs.registry.s3_sign import Signer
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -141,15 +142,16 @@ class S3Clients:
         self._settings = settings
         self._counts: Counter[str] = Counter()
         self._counts_lock = threading.Lock()
-        session = self._session()
+        session = self._session = self._make_session()
         connect_s, read_s = min(CONNECT_MAX_S, settings.timeout_s / 3), settings.timeout_s / 3
         self.fast = self._client(session, connect_s, read_s)
         self.signing = self._client(session, connect_s, read_s, signs_bodies=True)
         self.slow = self._client(session, connect_s, settings.slow_timeout_s)
         self.probe = self._client(session, PROBE_CONNECT_S, PROBE_READ_S)
         self._getter = Getter(session, self.fast, settings.bucket, settings.verify)
+        self.signer = Signer(session, self._getter, self.fast)
 
-    def _session(self) -> boto3.session.Session:
+    def _make_session(self) -> boto3.session.Session:
         core = botocore.session.Session()
         core.get_component("response_parser_factory").set_parser_defaults(
             timestamp_parser=answers.parse_time
@@ -212,6 +214,39 @@ class S3Clients:
         """Return the answer to a GET, and its body; see Getter. In `translated`."""
         self._count("GetObject")
         return self._getter.get(key, byte_range, etag, version_id)
+
+    def assume_role(
+        self,
+        role: str,
+        name: str,
+        expires_s: int,
+        policy: str | None,
+        credentials: Mapping[str, Any] | None = None,
+    ) -> Mapping[str, Any]:
+        """Return temporary credentials of a role, as STS gives them; not safe in threads.
+
+        `credentials` are the temporary ones that ask, instead of the registry's own.
+        """
+        settings, said = self._settings, credentials or {}
+        is_aws = (urlsplit(settings.endpoint).hostname or "").endswith(".amazonaws.com")
+        wish: dict[str, Any] = {} if policy is None else {"Policy": policy}
+        with self.translated():
+            client = self._session.client(
+                "sts",
+                endpoint_url=None if is_aws else settings.endpoint,
+                region_name=settings.region,
+                verify=settings.verify,
+                config=self._config(CONNECT_MAX_S, settings.timeout_s / 3),
+                aws_access_key_id=said.get("AccessKeyId"),
+                aws_secret_access_key=said.get("SecretAccessKey"),
+                aws_session_token=said.get("SessionToken"),
+            )
+            with closing(client):
+                answer = client.assume_role(
+                    RoleArn=role, RoleSessionName=name, DurationSeconds=expires_s, **wish
+                )
+        self._count("AssumeRole")
+        return answer["Credentials"]
 
     def close(self) -> None:
         """Close the connections that are kept."""
