@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from email.utils import formatdate
 from enum import Enum, auto
 from types import TracebackType
 from urllib.parse import urlsplit
@@ -24,6 +25,7 @@ LIMIT_S = 60.0
 _CONNECTION = re.compile(rb"\r\nconnection:[^\r]*", re.IGNORECASE)
 _LENGTH = re.compile(rb"(\r\ncontent-length: *)([0-9]+)", re.IGNORECASE)
 _RANGE = re.compile(rb"\r\nrange: *bytes=([0-9]+)-", re.IGNORECASE)
+_DATE = re.compile(rb"(\r\ndate: *)[^\r]*", re.IGNORECASE)
 _UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
@@ -40,11 +42,20 @@ class Fault(Enum):
     WRONG = auto()  # every byte of the body is another one
     SLOW = auto()  # the right body, a little at a time
     HOLD = auto()  # the request waits as long as the fault lasts
+    ANSWER = auto()  # `answer` in place of the gateway's
+    CLOCK = auto()  # the gateway's clock is off by `clock_off_s`
 
 
 def is_any(head: bytes) -> bool:
     """Choose every request."""
     return True
+
+
+def refusal(status: int, code: str) -> bytes:
+    """Return the answer of a gateway that refuses a request for the reason `code`."""
+    body = f"<Error><Code>{code}</Code><Message/></Error>".encode()
+    head = f"HTTP/1.1 {status} Refused\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    return head.encode() + body
 
 
 def is_data(head: bytes) -> bool:
@@ -65,6 +76,8 @@ class FaultyProxy:
         self.chosen: Callable[[bytes], bool] = is_any
         self.heads: list[bytes] = []  # of the requests that came
         self.faults = 0
+        self.answer = _UNAVAILABLE
+        self.clock_off_s = 0.0
         threading.Thread(target=self._accept, daemon=True).start()
 
     def __enter__(self) -> "FaultyProxy":
@@ -112,6 +125,8 @@ class FaultyProxy:
                 _reset(conn)
             elif fault is Fault.UNAVAILABLE:
                 conn.sendall(_UNAVAILABLE)
+            elif fault is Fault.ANSWER:
+                conn.sendall(self.answer)
             else:
                 while fault is Fault.HOLD is self.fault and not self._over.wait(0.01):
                     pass
@@ -134,6 +149,9 @@ class FaultyProxy:
             return
         found = _LENGTH.search(head)
         half = int(found[2]) // 2 if found else 0
+        if fault is Fault.CLOCK:
+            wrong = formatdate(time.time() + self.clock_off_s, usegmt=True).encode()
+            head = _DATE.sub(rb"\g<1>" + wrong, head)
         if fault is Fault.SHORT_LENGTH:
             head = _LENGTH.sub(rb"\g<1>%d" % half, head)
         conn.sendall(_closing(head))

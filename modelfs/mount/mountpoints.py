@@ -19,6 +19,11 @@ READ_AHEAD_KIB = 1024  # with 1 MiB requests pyfuse3 reads twice as fast as with
 
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
 _MOUNTINFO = Path("/proc/self/mountinfo")
+_HINTS = {
+    errno.ENOENT: "make it with mkdir -p {}",
+    errno.ENOTDIR: "name a folder, not a file",
+    errno.EACCES: "let this user read it, or mount as its owner",
+}
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -75,8 +80,8 @@ def prepare(mountpoint: Path) -> None:
     try:
         names = os.listdir(mountpoint)
     except OSError as error:
-        hint = f": make it with mkdir -p {mountpoint}" if error.errno == errno.ENOENT else ""
-        raise MountError(f"{mountpoint}: {os.strerror(error.errno or 0)}{hint}") from None
+        hint = _HINTS.get(error.errno or 0, "choose another folder").format(mountpoint)
+        raise MountError(f"{mountpoint}: {os.strerror(error.errno or 0)}: {hint}") from None
     if names:
         raise MountError(
             f"{mountpoint} is not empty (it has {names[0]!r}): choose an empty folder, "
@@ -148,6 +153,10 @@ def check_store(store: Path, filesystems: tuple[str, ...], *, is_default: bool) 
                 f"the store {store} is on {found.filesystem} ({found.path}), not on "
                 f"{' or '.join(filesystems)}: mount that first (store_filesystem)"
             )
+    if not existing.is_dir():
+        raise StoreError(
+            f"the store {store} cannot be made: {existing} is no folder; set another `store`"
+        )
     if not is_default and not store.parent.is_dir():
         raise StoreError(
             f"the store {store} cannot be made: {store.parent} does not exist; mount its disk, "

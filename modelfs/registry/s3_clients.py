@@ -144,7 +144,9 @@ class S3Clients:
         self._getter = Getter(session, self.fast, settings.bucket, settings.verify)
 
     def _session(self) -> boto3.session.Session:
-        core = botocore.session.Session()
+        # With a file of its own no AWS_PROFILE of the environment matters.
+        is_own = self._settings.credentials is not None
+        core = botocore.session.Session({"profile": (None, None, None, None)} if is_own else None)
         core.get_component("response_parser_factory").set_parser_defaults(
             timestamp_parser=answers.parse_time
         )
@@ -152,7 +154,10 @@ class S3Clients:
             core.register_component("credential_provider", _FileChain(self._settings.credentials))
         if self._settings.ca_bundle is not None:
             _check_ca_bundle(self._settings.ca_bundle)
-        return boto3.session.Session(botocore_session=core)
+        try:
+            return boto3.session.Session(botocore_session=core)
+        except BotoCoreError as error:  # AWS_PROFILE names a profile that is not there
+            raise ConfigError(f"{_line(error)}: set credentials = FILE, or AWS_PROFILE") from error
 
     def _client(
         self, session: boto3.session.Session, connect_s: float, read_s: float
@@ -283,8 +288,11 @@ def _is_loopback(host: str) -> bool:
 def _check_ca_bundle(path: Path) -> None:
     try:
         ssl.create_default_context(cafile=str(path))
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"ca_bundle: {path} cannot be used: {_line(error)}") from error
+    except (ssl.SSLError, OSError) as error:
+        why = "not PEM" if isinstance(error, ssl.SSLError) else error.strerror
+        raise ConfigError(
+            f"ca_bundle: {path} cannot be used ({why}): name a file of PEM certificates"
+        ) from error
 
 
 def _base64(digest: bytes) -> str:

@@ -122,7 +122,8 @@ class Layout:
                 write_durably(marker, f"{FORMAT}\n".encode())
         except OSError as error:
             raise StoreError(
-                f"the store {self.root} cannot be used: {error.strerror} ({error.filename})"
+                f"the store {self.root} cannot be used: {error.strerror} ({error.filename}): "
+                "give it to the user who mounts (chown), or set another `store`"
             ) from error
         self.check()
 
