@@ -254,6 +254,11 @@ class Config(_Table):
     )
     _file: Path | None = PrivateAttr(default=None)
 
+    @property
+    def file(self) -> Path | None:
+        """The file that this was read from."""
+        return self._file
+
     def registry(self, name: str) -> RegistryConfig:
         """Return the registry called `name`, or raise ConfigError with the names there are."""
         try:

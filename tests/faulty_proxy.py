@@ -25,6 +25,7 @@ LIMIT_S = 60.0
 _CONNECTION = re.compile(rb"\r\nconnection:[^\r]*", re.IGNORECASE)
 _LENGTH = re.compile(rb"(\r\ncontent-length: *)([0-9]+)", re.IGNORECASE)
 _RANGE = re.compile(rb"\r\nrange: *bytes=([0-9]+)-", re.IGNORECASE)
+_IF_MATCH = re.compile(rb"\r\nif-match:[^\r]*", re.IGNORECASE)
 _DATE = re.compile(rb"(\r\ndate: *)[^\r]*", re.IGNORECASE)
 _UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
@@ -43,6 +44,7 @@ class Fault(Enum):
     SLOW = auto()  # the right body, a little at a time
     HOLD = auto()  # the request waits as long as the fault lasts
     ANSWER = auto()  # `answer` in place of the gateway's
+    NO_IF_MATCH = auto()  # the gateway knows no If-Match
     CLOCK = auto()  # the gateway's clock is off by `clock_off_s`
 
 
@@ -61,6 +63,16 @@ def refusal(status: int, code: str) -> bytes:
 def is_data(head: bytes) -> bool:
     """Choose the requests for parts of objects."""
     return head.startswith(b"GET ") and _RANGE.search(head) is not None
+
+
+def is_listing(head: bytes) -> bool:
+    """Choose the listings of objects."""
+    return head.startswith(b"GET ") and b"list-type=2" in head
+
+
+def is_change(head: bytes) -> bool:
+    """Choose what changes the registry."""
+    return not head.startswith((b"GET ", b"HEAD "))
 
 
 class FaultyProxy:
@@ -130,6 +142,8 @@ class FaultyProxy:
             else:
                 while fault is Fault.HOLD is self.fault and not self._over.wait(0.01):
                     pass
+                if fault is Fault.NO_IF_MATCH:
+                    head = _IF_MATCH.sub(b"", head)
                 with socket.create_connection(self._target, LIMIT_S) as gateway:
                     gateway.sendall(_closing(head) + rest)
                     threading.Thread(target=_pump, args=(conn, gateway), daemon=True).start()

@@ -14,6 +14,7 @@ import click
 
 from modelfs.cli import (
     comparing,
+    examining,
     freezing,
     listing,
     models,
@@ -81,6 +82,7 @@ def commands(
       vllm serve /models/hub/acme/llama/production
       modelfs ls acme/llama                        versions, sizes, states, aliases
       modelfs status                               is the registry there? what waits?
+      modelfs doctor                               what is wrong on this node, and what to do
 
     A model is NAMESPACE/MODEL or its path inside the mount. `modelfs COMMAND --help`
     shows examples; `modelfs demo` shows everything, in a throw-away folder.
@@ -104,6 +106,7 @@ for _command in (
     warming.warm,
     warming.evict,
     showing.status,
+    examining.doctor,
     showing.demo,
 ):
     commands.add_command(_command)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 import boto3.session
+import botocore.httpsession
 import botocore.session
 from botocore.config import Config
 from botocore.credentials import Credentials, ReadOnlyCredentials
@@ -52,6 +53,7 @@ from modelfs.registry.s3_get import Body, Getter
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_sts import STSClient
 
     from modelfs.config import RegistryConfig
 
@@ -136,7 +138,7 @@ class S3Clients:
         self._settings = settings
         self._counts: Counter[str] = Counter()
         self._counts_lock = threading.Lock()
-        session = self._session()
+        session = self._made_from = self._session()
         connect_s, read_s = min(CONNECT_MAX_S, settings.timeout_s / 3), settings.timeout_s / 3
         self.fast = self._client(session, connect_s, read_s)
         self.slow = self._client(session, connect_s, settings.slow_timeout_s)
@@ -158,6 +160,29 @@ class S3Clients:
             return boto3.session.Session(botocore_session=core)
         except BotoCoreError as error:  # AWS_PROFILE names a profile that is not there
             raise ConfigError(f"{_line(error)}: set credentials = FILE, or AWS_PROFILE") from error
+
+    @property
+    def credentials_source(self) -> str | None:
+        """Return botocore's name of the place where it found credentials; None: nowhere."""
+        found = self._made_from.get_credentials()
+        return None if found is None else str(found.method)
+
+    def trusted(self) -> str:
+        """Return the file of the authorities that may vouch for the endpoint's certificate."""
+        core = self._made_from._session
+        bundle = self._settings.verify or core.get_config_variable("ca_bundle")
+        return str(bundle or botocore.httpsession.where())
+
+    def sts(self) -> "STSClient":
+        """Return a new client of the endpoint's own STS."""
+        settings = self._settings
+        return self._made_from.client(
+            "sts",
+            endpoint_url=settings.endpoint,
+            region_name=settings.region,
+            verify=settings.verify,
+            config=self._config(CONNECT_MAX_S, settings.timeout_s / 3),
+        )
 
     def _client(
         self, session: boto3.session.Session, connect_s: float, read_s: float
@@ -193,7 +218,7 @@ class S3Clients:
             response_checksum_validation="when_required",
             # Bodies are bound to the signature by their Content-MD5, without a pass for SHA-256.
             s3={"addressing_style": style, "payload_signing_enabled": False},
-            proxies={} if _is_loopback(host) else None,
+            proxies={} if is_loopback(host) else None,
             tcp_keepalive=True,
         )
 
@@ -278,7 +303,7 @@ def _mend_listing(
         customized_response_dict["NextContinuationToken"] = token
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -300,4 +325,4 @@ def _base64(digest: bytes) -> str:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split()).removeprefix("None: ") or type(error).__name__

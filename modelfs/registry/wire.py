@@ -22,9 +22,9 @@ def wrong_scheme(endpoint: str) -> str | None:
     """Return what is wrong where http is said of an endpoint that speaks TLS, or https of none."""
     host, port = address(endpoint)
     scheme, _, rest = endpoint.partition("://")
-    if scheme == "http" and _speaks_tls(host, port):
+    if scheme == "http" and not _speaks_http(host, port) and _speaks_tls(host, port):
         return f"{endpoint} speaks TLS: write endpoint = 'https://{rest}'"
-    if scheme == "https" and _speaks_http(host, port):
+    if scheme == "https" and not _speaks_tls(host, port) and _speaks_http(host, port):
         return f"{endpoint} speaks no TLS: write endpoint = 'http://{rest}', or let it have one"
     return None
 
