@@ -21,6 +21,7 @@ REQUEST_LIMIT_S = 9.0  # a third of it is one wait on a socket
 PROBE_BYTES = 1024
 OLD_PROBE_S = 3600.0  # an examination takes a minute at most
 PAGES_MAX = 100  # of a listing that looks for an object to read
+_OF_UPLOADS = "s3:PutObject, s3:AbortMultipartUpload, s3:GetObject"
 SLOW = "look at the gateway's log and load, and at the network on the way"
 _KEYS_ARE_WRONG = (
     "InvalidAccessKeyId",
@@ -68,7 +69,7 @@ class Rights:
                 self._step("read", self._find_object, SLOW)
             self._reads()
             if self._is_written:
-                self._try("multipart", self._multipart, "s3:PutObject, s3:AbortMultipartUpload")
+                self._try("multipart", self._multipart, _OF_UPLOADS)
                 self._try("delete", self._delete, "s3:DeleteObject")
         finally:
             self._step("probe", self._erase, SLOW)
