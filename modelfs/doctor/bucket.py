@@ -194,8 +194,7 @@ class Rights:
     def _erase(self) -> Outcome | None:
         try:
             self._probe.erase()
-            before_ns = time.time_ns() - int(OLD_PROBE_S * 1e9)
-            self._probe.delete_many(self._probe.older_probes(before_ns))
+            self._probe.sweep(time.time_ns() - int(OLD_PROBE_S * 1e9))
         except ModelfsError as error:
             return warning(
                 "probe",

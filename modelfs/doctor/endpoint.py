@@ -5,6 +5,7 @@ import ssl
 import time
 from collections.abc import Sequence
 from email.utils import parsedate_to_datetime
+from functools import cache
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -119,7 +120,9 @@ def _endpoint(endpoint: str) -> Outcome:
 # ----------------------------------------------------------------- certificate
 
 
+@cache
 def _context(settings: S3Settings) -> ssl.SSLContext:
+    """Return what verifies a certificate as the daemon does; raises ConfigError."""
     return ssl.create_default_context(cafile=S3Clients(settings).trusted())
 
 

@@ -132,7 +132,8 @@ def _examine(subject: Subject, writing: int, limit_s: float) -> None:
     """Do the work of the forked process, which ends here."""
 
     def tell(said: dict[str, Any]) -> None:
-        os.write(writing, json.dumps(said).encode() + b"\n")
+        with contextlib.suppress(BrokenPipeError):  # the doctor was killed: go on to the clean-up
+            os.write(writing, json.dumps(said).encode() + b"\n")
 
     def ring(*_: object) -> None:
         raise _TimeUp

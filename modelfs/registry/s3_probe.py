@@ -128,10 +128,17 @@ class S3Probe(S3Store):
                     Bucket=self._bucket, Key=self.key, VersionId=version["VersionId"]
                 )
 
-    def older_probes(self, before_ns: int) -> list[str]:
-        """Return the keys of probes that were killed before they could erase theirs."""
-        page = self.list_page(self._probe_prefix, by_folder=False)
-        return [info.id.key for info in page.objects if info.modified_ns < before_ns]
+    def sweep(self, before_ns: int) -> None:
+        """Remove what probes that were killed have left; as far as these credentials may."""
+        with suppress(AccessDenied):
+            page = self.list_page(self._probe_prefix, by_folder=False)
+            old = [info.id.key for info in page.objects if info.modified_ns < before_ns]
+            if old:
+                self.delete_many(old)
+        with suppress(AccessDenied):
+            for upload in self.unfinished_uploads(self._probe_prefix):
+                if upload.begun_ns < before_ns:
+                    self.abort_upload(upload.key, upload.upload_id)
 
     # ---------------------------------------------------------- whole bucket
 

@@ -17,6 +17,7 @@ import boto3
 import pytest
 
 from modelfs.mount import mountpoints
+from modelfs.store.layout import Layout
 from tests.certificates import Certificate, serving_tls
 from tests.endpoints import CephServer, S3Endpoint, free_port, write_credentials
 from tests.examining import command, examine
@@ -42,12 +43,19 @@ class Patient:
     options: dict[str, object] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     before: list[str] = field(default_factory=list)
-    mounted: Mount | None = None
+    mounted: Mount | None = None  # or not mounted, with a store
 
     def mount(self) -> Mount:
         """Mount, with the settings so far."""
         self.mounted = self.make_mount(self.bucket, **self.settings)
         return self.mounted
+
+    def store(self) -> Path:
+        """Make a store that no daemon has open."""
+        mount = self.make_mount(self.bucket, start=False, **self.settings)
+        Layout(mount.store, os.uname().nodename).make()
+        self.mounted = mount
+        return mount.store
 
     def proxy(self, fault: Fault, chosen: Callable[[bytes], bool] = lambda _: True) -> FaultyProxy:
         proxy = self.undo.enter_context(FaultyProxy(self.bucket.endpoint))
@@ -201,19 +209,14 @@ def no_fusermount(patient: Patient) -> None:
 
 
 def read_only_store(patient: Patient) -> None:
-    mount = patient.mount()
-    mount.stop()
-    run("mount", "-t", "tmpfs", "tmpfs", str(mount.store))
-    patient.undo.callback(run, "umount", "-l", str(mount.store))
-    for name in ("models", "pending"):
-        (mount.store / name).mkdir()
-    (mount.store / "format").write_text("1\n")
-    run("mount", "-o", "remount,ro", str(mount.store))
+    store = str(patient.store())
+    run("mount", "--bind", store, store)
+    patient.undo.callback(run, "umount", "-l", store)
+    run("mount", "-o", "remount,bind,ro", store)
 
 
 def dead_host(patient: Patient) -> None:
-    mount = patient.mount()
-    staged = mount.store / "staged" / "node-7"
+    staged = patient.store() / "staged" / "node-7"
     staged.mkdir()
     (staged / "ab12").write_bytes(bytes(3 * MIB))
     described = {"model": "acme/llama", "path": "config.json", "promise": "closed"}
@@ -223,9 +226,7 @@ def dead_host(patient: Patient) -> None:
 
 
 def forgotten_files(patient: Patient) -> None:
-    mount = patient.mount()
-    mount.stop()
-    staged = mount.store / "staged" / os.uname().nodename
+    staged = patient.store() / "staged" / os.uname().nodename
     for name, promise in (("a1", "closed"), ("a2", "aside")):
         (staged / name).write_bytes(b"bytes")
         described = {"model": "acme/llama", "path": f"{name}.bin", "promise": promise}
@@ -398,21 +399,23 @@ def test_the_probe_is_no_model_and_one_that_was_left_is_removed_later(patient: P
     assert keys_of(patient.bucket) == []
 
 
-def test_a_doctor_that_is_interrupted_removes_what_it_made(patient: Patient) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_doctor_that_is_ended_half_way_removes_what_it_made(
+    patient: Patient, number: signal.Signals
+) -> None:
     proxy = patient.proxy(Fault.HOLD, is_data)
     mount = patient.make_mount(patient.bucket, start=False, **patient.settings)
-    process = subprocess.Popen(
-        command(mount, "doctor", limit=30),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_until(lambda: proxy.faults > 0, 30)
-    assert len(keys_of(patient.bucket, "models/.modelfs-doctor-")) == 1
-    process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=20)[1].strip() == "modelfs: interrupted"
-    assert process.returncode == 130
-    assert keys_of(patient.bucket) == []
+    with subprocess.Popen(
+        command(mount, "doctor", limit=30), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
+        wait_until(lambda: proxy.faults > 0, 30)
+        assert len(keys_of(patient.bucket, "models/.modelfs-doctor-")) == 1
+        process.send_signal(number)
+        said = process.communicate(timeout=20)[1].strip()
+    if number == signal.SIGINT:
+        assert (process.returncode, said) == (130, b"modelfs: interrupted")
+    proxy.fault = Fault.NONE
+    wait_until(lambda: keys_of(patient.bucket) == [], 20)
 
 
 def test_an_upload_in_parts_that_is_refused_half_way_is_aborted(patient: Patient) -> None:
