@@ -15,7 +15,7 @@ from modelfs.wording import age_text, count_text, size_text
 DEAD_AFTER_S = 3600.0  # a node that is just being restarted is not dead
 NAMED_MAX = 3
 _NOT_SENT = (Promise.OPEN, Promise.CLOSED, Promise.ASIDE)
-_ADVICE = "find out why the disk does not answer"
+_ADVICE = "run as the user whose daemon mounts; where it does not answer, look after its disk"
 
 
 def examine(layout: Layout, registry: str, step: Steps) -> None:
