@@ -146,7 +146,6 @@ def no_if_match(patient: Patient) -> None:
 
 def stalled_reads(patient: Patient) -> None:
     patient.proxy(Fault.STALL, lambda head: head.startswith(b"GET ") and b"\r\nRange" in head)
-    patient.options["limit"] = 2
 
 
 def expired(patient: Patient) -> None:
