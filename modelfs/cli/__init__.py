@@ -14,6 +14,7 @@ import click
 
 from modelfs.cli import (
     comparing,
+    examining,
     freezing,
     listing,
     models,
@@ -82,6 +83,7 @@ def commands(
       vllm serve /models/hub/acme/llama/production
       modelfs ls acme/llama                        versions, sizes, states, aliases
       modelfs status                               is the registry there? what waits?
+      modelfs doctor                               what is wrong on this node, and what to do
 
     A model is NAMESPACE/MODEL or its path inside the mount. `modelfs COMMAND --help`
     shows examples; `modelfs demo` shows everything, in a throw-away folder.
@@ -106,6 +108,7 @@ for _command in (
     warming.evict,
     uploading.upload_script,
     showing.status,
+    examining.doctor,
     showing.demo,
 ):
     commands.add_command(_command)

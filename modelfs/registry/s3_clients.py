@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 import boto3.session
+import botocore.httpsession
 import botocore.session
 from botocore.config import Config
 from botocore.credentials import Credentials, ReadOnlyCredentials
@@ -152,7 +153,9 @@ class S3Clients:
         self.signer = Signer(session, self._getter, self.fast)
 
     def _make_session(self) -> boto3.session.Session:
-        core = botocore.session.Session()
+        # With a file of its own no AWS_PROFILE of the environment matters.
+        is_own = self._settings.credentials is not None
+        core = botocore.session.Session({"profile": (None, None, None, None)} if is_own else None)
         core.get_component("response_parser_factory").set_parser_defaults(
             timestamp_parser=answers.parse_time
         )
@@ -160,7 +163,22 @@ class S3Clients:
             core.register_component("credential_provider", _FileChain(self._settings.credentials))
         if self._settings.ca_bundle is not None:
             _check_ca_bundle(self._settings.ca_bundle)
-        return boto3.session.Session(botocore_session=core)
+        try:
+            return boto3.session.Session(botocore_session=core)
+        except BotoCoreError as error:  # AWS_PROFILE names a profile that is not there
+            raise ConfigError(f"{_line(error)}: set credentials = FILE, or AWS_PROFILE") from error
+
+    @property
+    def credentials_source(self) -> str | None:
+        """Return botocore's name of the place where it found credentials; None: nowhere."""
+        found = self._session.get_credentials()
+        return None if found is None else str(found.method)
+
+    def trusted(self) -> str:
+        """Return the file of the authorities that may vouch for the endpoint's certificate."""
+        core = self._session._session
+        bundle = self._settings.verify or core.get_config_variable("ca_bundle")
+        return str(bundle or botocore.httpsession.where())
 
     def _client(
         self,
@@ -186,7 +204,7 @@ class S3Clients:
         client.meta.events.register("before-parse.s3.ListObjectsV2", _mend_listing)
         return client
 
-    def _config(self, connect_s: float, read_s: float, signs_bodies: bool) -> Config:
+    def _config(self, connect_s: float, read_s: float, signs_bodies: bool = False) -> Config:
         settings = self._settings
         host = urlsplit(settings.endpoint).hostname or ""
         style = settings.addressing
@@ -200,7 +218,7 @@ class S3Clients:
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
             s3={"addressing_style": style, "payload_signing_enabled": signs_bodies},
-            proxies={} if _is_loopback(host) else None,
+            proxies={} if is_loopback(host) else None,
             tcp_keepalive=True,
         )
 
@@ -318,7 +336,7 @@ def _mend_listing(
         customized_response_dict["NextContinuationToken"] = token
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -328,8 +346,11 @@ def _is_loopback(host: str) -> bool:
 def _check_ca_bundle(path: Path) -> None:
     try:
         ssl.create_default_context(cafile=str(path))
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"ca_bundle: {path} cannot be used: {_line(error)}") from error
+    except (ssl.SSLError, OSError) as error:
+        why = "not PEM" if isinstance(error, ssl.SSLError) else error.strerror
+        raise ConfigError(
+            f"ca_bundle: {path} cannot be used ({why}): name a file of PEM certificates"
+        ) from error
 
 
 def _base64(digest: bytes) -> str:
@@ -337,4 +358,4 @@ def _base64(digest: bytes) -> str:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split()).removeprefix("None: ") or type(error).__name__
