@@ -11,8 +11,8 @@ import re
 from functools import partial
 
 from modelfs.errors import CrossDevice, NotFound
+from modelfs.mount.handles import TextHandle
 from modelfs.mount.tree import Attributes, Folder, Maker, Node, Opened
-from modelfs.store.localreads import Buffer
 
 _NAME = re.compile(r"\.Trash-[0-9]{1,10}")
 
@@ -40,7 +40,7 @@ class _Notes(_Empty):
     """`info`: what is written here is gone when it is closed."""
 
     async def create(self, name: str) -> tuple[Node, Opened]:
-        return self.child(name, _Note), Opened(_Unkept())
+        return self.child(name, _Note), Opened(_Unkept(b""))
 
 
 class _Note(Node):
@@ -48,23 +48,11 @@ class _Note(Node):
         return self._attributes(mode=0o600, ttl_s=0.0)
 
 
-class _Unkept:
+class _Unkept(TextHandle):
     """An open note."""
-
-    async def read(self, offset: int, size: int) -> Buffer:
-        return b""
 
     async def write(self, offset: int, data: bytes) -> int:
         return len(data)
-
-    async def flush(self) -> None:
-        pass
-
-    async def fsync(self) -> None:
-        pass
-
-    async def release(self) -> None:
-        pass
 
 
 class Trash(_Empty):

@@ -7,7 +7,6 @@ from modelfs.errors import (
     AlreadyExists,
     CrossDevice,
     IsAFolder,
-    ModelfsError,
     NotAFolder,
     NotEmpty,
     NotFound,
@@ -223,26 +222,16 @@ class WorkFolder(WorkPlace):
             await self.keep()
             if isinstance(target, WorkFile):
                 await target.before_its_name_goes()
-            await self._rename_file(node, into, new_name)
+            path = into.path_of(new_name)
+            if self.services.staging.is_local(path) and node.staged is None:
+                await node.stage()  # from now on its bytes are here alone
+            await moving.move_file(self.services, self.model, node.path, into.model, path)
         self.tree.move(node, into, new_name)
         self._changed()
         into._changed()
         _follow(node)
         if was_local and isinstance(node, WorkFile):
             await node.publish_what_was_local()
-
-    async def _rename_file(self, node: WorkFile, into: "WorkFolder", new_name: str) -> None:
-        services, old, path = self.services, node.path, into.path_of(new_name)
-        was_clean = node.staged is None
-        if services.staging.is_local(path) and was_clean:
-            await node.stage()  # from now on its bytes are here alone
-        try:
-            await moving.move_file(services, self.model, old, into.model, path)
-        except ModelfsError:
-            staged = services.staging.get(self.model, old)
-            if was_clean and staged is not None and not staged.users:
-                await services.writeback.publish_later(staged)  # it is what it was
-            raise
 
     async def _rename_folder(
         self, node: "WorkFolder", into: "WorkFolder", new_name: str, target: Node | None
