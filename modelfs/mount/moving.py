@@ -14,7 +14,7 @@ from modelfs.errors import ModelfsError, NotFound, Stale
 from modelfs.mount.tree import Services
 from modelfs.names import ModelId
 from modelfs.registry.objects import ObjectInfo, format_mtime
-from modelfs.store.staging import Promise, StagedFile
+from modelfs.store.stagedfile import Promise, StagedFile
 
 PARALLEL_COPIES = 8
 
@@ -140,7 +140,7 @@ async def _move_staged(
     base: ObjectInfo | None,
 ) -> None:
     was_local, is_local = staged.promise is Promise.LOCAL, services.staging.is_local(path)
-    staged.base, staged.base_etag = base, base.id.etag if base else None
+    staged.replaces(base)
     services.staging.move(staged, model, path)
     if was_local and not is_local:
         staged.generation += 1  # from now on it belongs into the registry

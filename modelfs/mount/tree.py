@@ -202,7 +202,7 @@ class Node(ABC):
 
 
 N = TypeVar("N", bound=Node)
-Maker = Callable[[], Node]
+Maker = Callable[[], Node | None]
 
 
 class Folder(Node):
@@ -224,7 +224,7 @@ class Folder(Node):
 
     @abstractmethod
     async def entries(self) -> list[tuple[str, Maker]]:
-        """Return the names, each with what makes its node of the same moment."""
+        """Return the names, each with what makes its node; None where it is gone by then."""
 
     def absent_ttl_s(self) -> float:
         """Return for how long the kernel may believe that a name is absent."""

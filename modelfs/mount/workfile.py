@@ -7,6 +7,7 @@ never mixes the pages of two states.
 
 import re
 from abc import abstractmethod
+from collections.abc import Iterator
 
 import trio
 
@@ -20,7 +21,7 @@ from modelfs.registry.objects import ObjectId, ObjectInfo
 from modelfs.store.cachedfile import CachedFile
 from modelfs.store.parts import Urgency
 from modelfs.store.sources import Caller
-from modelfs.store.staging import Promise, StagedFile
+from modelfs.store.stagedfile import Promise, StagedFile
 
 _SHOWN = re.compile(r"\d+/\d+")  # `cached` as getxattr tells it
 OPEN_TTL_S = 0.5  # for how long the kernel believes the attributes of a file that is open
@@ -85,17 +86,29 @@ class WorkFile(Node):
 
     @property
     def staged(self) -> StagedFile | None:
-        """Return the staged file that the node shows, also after its name was removed."""
-        if self.is_detached:
-            return self.unlinked
+        """Return the staged file that the node shows, also after its name was removed.
+
+        After a conflict the name is that of what someone else has put; who has it open goes on.
+        """
+        shown = None if self.is_detached else self._staged_at_its_path
+        return shown or self.unlinked or next(self._held_open(), None)
+
+    @property
+    def _staged_at_its_path(self) -> StagedFile | None:
         return self.services.staging.get(self.model, self.path)
+
+    def _held_open(self) -> Iterator[StagedFile]:
+        staged = (handle.staged for handle in self.handles)
+        return (found for found in staged if found is not None and not found.settled.is_set())
 
     def is_same(self, *args: object) -> bool:
         """An open clean file is another one as soon as its object is in another state."""
         info = args[0]
         assert info is None or isinstance(info, ObjectInfo)
-        if self.staged is not None:
+        if self._staged_at_its_path is not None:
             return True
+        if self.staged is not None:
+            return False
         is_changed = info is not None and (self.info is None or info.id != self.info.id)
         if is_changed and self.handles:
             return False
@@ -161,6 +174,7 @@ class WorkFile(Node):
     # ----------------------------------------------------------------- open
 
     async def open(self, *, write: bool, truncate: bool) -> Opened:
+        write = write or truncate  # O_RDONLY | O_TRUNC empties the file, too
         if write:
             self.refuse_change()
         staged = await self._settled()
@@ -243,19 +257,24 @@ class WorkFile(Node):
             if info is None or size == 0:
                 staged = await services.staging.create(self.model, self.path, info)
             else:
-                source = await services.cache.open(info)
-                try:
-                    parts = range(source.part_count)
-                    with source.pinned(parts):  # until they are copied
-                        await services.fetcher.bring(source, parts, Urgency.DEMAND)
-                        staged = await services.staging.create(
-                            self.model, self.path, info, source, size
-                        )
-                finally:
-                    services.cache.close(source)
+                staged = await self._stage_copy(info, size)
             for handle in self.handles:
                 handle.join(staged)
             return staged
+
+    async def _stage_copy(self, info: ObjectInfo, size: int) -> StagedFile:
+        services = self.services
+        source = await services.cache.open(info)
+        try:
+            parts = range(source.part_count)
+            with source.pinned(parts):  # until they are copied
+                await services.fetcher.bring(source, parts, Urgency.DEMAND)
+                return await services.staging.create(self.model, self.path, info, source, size)
+        except (Stale, NotFound) as error:
+            services.registry.expire(self.model, self.folder.path)
+            raise Stale(f"{self.name} was changed in the registry by someone else") from error
+        finally:
+            services.cache.close(source)
 
     # -------------------------------------------------------------- changes
 
@@ -263,6 +282,7 @@ class WorkFile(Node):
         if change.size is None and change.mtime_ns is None:
             return
         self.refuse_change()
+        await self.refresh()  # an upload in the background may have ended since the last look
         if change.size is not None:
             await self._truncate(change.size)
         if change.mtime_ns is not None:
@@ -305,7 +325,8 @@ class WorkFile(Node):
         try:
             copied = await self._touch(info, mtime_ns)
             self.became(copied)
-            staged.base, staged.base_etag, staged.mtime_ns = copied, copied.id.etag, mtime_ns
+            staged.replaces(copied)
+            staged.mtime_ns = mtime_ns
         finally:
             staged.users -= 1
             await self.services.writeback.settle(staged)

@@ -21,7 +21,7 @@ from modelfs.mount.workfile import WorkFile, WorkPlace
 from modelfs.names import ModelId, check_component
 from modelfs.registry.listing import Folder as ListedFolder
 from modelfs.store.sources import Caller
-from modelfs.store.staging import StagedFile
+from modelfs.store.stagedfile import StagedFile
 
 
 class WorkFolder(WorkPlace):
@@ -116,15 +116,27 @@ class WorkFolder(WorkPlace):
     _absent_ttl_s = 0.0
 
     async def entries(self) -> list[tuple[str, Maker]]:
-        listed = await self.listed()
-        found: dict[str, Maker] = {
-            name: partial(self.child, name, WorkFile, info) for name, info in listed.files.items()
-        }
-        for name, staged in self._staged().items():
-            found[name] = partial(self.child, name, WorkFile, staged.base)
-        for name in listed.folders | self._local_folders():
-            found[name] = partial(self.child, name, WorkFolder)
-        return sorted(found.items())
+        listed, local = await self.listed(), self._local_folders()
+        names = {*listed.files, *listed.folders, *self._staged(), *local}
+        return [(name, partial(self._made, name, listed, local)) for name in sorted(names)]
+
+    def _made(self, name: str, listed: ListedFolder, local: set[str]) -> Node | None:
+        """Return the child as it is now: the kernel reads a folder bit by bit, and believes it.
+
+        Where memory has forgotten the folder, it is as it was listed.
+        """
+        path = self.path_of(name)
+        staged = self.services.staging.get(self.model, path)
+        if staged is not None:
+            return self.child(name, WorkFile, staged.base)
+        known = self.known()
+        listed = known if known.listed_at else listed
+        if name in listed.folders:
+            return self.child(name, WorkFolder)
+        if name in local and self.services.staging.has_folder(self.model, path):
+            return self.child(name, WorkFolder)
+        info = listed.files.get(name)
+        return self.child(name, WorkFile, info) if info else None
 
     async def _absent(self, name: str) -> None:
         if self.is_detached and self._model is not None:  # main is a link just now
