@@ -1,7 +1,6 @@
 """Multipart uploads that were begun and never ended: they take space and no listing shows them."""
 
 import time
-from itertools import islice
 
 from modelfs.config import RegistryConfig
 from modelfs.doctor.outcome import Outcome, ok, warning
@@ -11,14 +10,13 @@ from modelfs.registry.s3_probe import S3Probe
 from modelfs.wording import age_text, count_text, size_text
 
 ORPHAN_AGE_S = 86400.0  # an upload that moves is over by then
-UPLOADS_MAX = 10_000
 MEASURED_MAX = 20  # uploads whose parts are asked for
 
 
 def check(config: RegistryConfig, probe: S3Probe) -> Outcome:
     """Count the uploads below the prefix; a warning where one is older than a day."""
     try:
-        found = list(islice(probe.unfinished_uploads(config.prefix), UPLOADS_MAX))
+        found = probe.unfinished_uploads(config.prefix)
     except AccessDenied:
         return ok("uploads", "not looked at: these credentials may not list multipart uploads")
     now_ns = time.time_ns()
