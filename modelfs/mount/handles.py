@@ -82,7 +82,7 @@ class WorkHandle:
         if not source.is_complete:
             if self._look is None:
                 node = self.node
-                self._look = services.prefetcher.look(source, node.name, node.folder.known)
+                self._look = services.prefetcher.look(source, node.name, node.folder.beside)
             self._look.after(offset, size)
         return data
 

@@ -54,6 +54,12 @@ class WorkPlace(Folder):
         """Return what memory holds of that, with no request."""
         return self.services.registry.known_folder(self.model, self.path)
 
+    def beside(self) -> ListedFolder:
+        """Return what of that may be brought ahead: what is staged is here already."""
+        known, staged = self.known(), self.services.staging.in_folder(self.model, self.path)
+        files = {name: info for name, info in known.files.items() if name not in staged}
+        return replace(known, files=files) if staged else known
+
 
 class WorkFile(Node):
     """A file of main/.
@@ -205,7 +211,7 @@ class WorkFile(Node):
                 self.services.cache.close(source)
                 raise Stale(f"{self.path} has changed")
             if not write:
-                self.services.prefetcher.opened(source.info, self.name, self.folder.known)
+                self.services.prefetcher.opened(source.info, self.name, self.folder.beside)
         return self.opened(write=write, staged=staged, source=source)
 
     def opened(
