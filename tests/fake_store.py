@@ -25,6 +25,7 @@ from modelfs.registry.objects import (
     ObjectId,
     ObjectInfo,
     Progress,
+    RequestStatistics,
     UploadedPart,
     parse_mtime,
 )
@@ -389,6 +390,10 @@ class FakeStore:
     def requests(self) -> Mapping[str, int]:
         with self._lock:
             return Counter(request.operation for request in self.sent)
+
+    def statistics(self) -> RequestStatistics:
+        outcomes = {(operation, "ok"): count for operation, count in self.requests().items()}
+        return RequestStatistics(outcomes, {})
 
     # --------------------------------------------------------------- objects
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from modelfs import logs
+
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
@@ -30,9 +32,10 @@ def is_terminal() -> bool:
 
 
 def complain(text: str) -> None:
-    """Print what is wrong to stderr, each line of it marked as ours."""
+    """Print what is wrong to stderr, each line of it marked as ours; as an error in the journal."""
+    mark = "<3>" if logs.is_journal() else ""
     for line in text.splitlines() or [""]:
-        click.echo(f"modelfs: {_printable(line)}", err=True)
+        click.echo(f"{mark}modelfs: {_printable(line)}", err=True)
 
 
 def say(text: str) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from modelfs.counting import Histogram
+
 Progress = Callable[[int], None]
 """Called from the working thread with the number of bytes that have just moved."""
 
@@ -98,6 +100,19 @@ class UploadedPart:
 
     number: int
     etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class RequestStatistics:
+    """How requests have ended: by operation and outcome, and how soon, by operation.
+
+    `credentials_read_ns` is when the file of credentials was last read anew (epoch ns); None
+    where there is none.
+    """
+
+    outcomes: Mapping[tuple[str, str], int]
+    seconds: Mapping[str, Histogram]
+    credentials_read_ns: int | None = None
 
 
 class ObjectStore(Protocol):
@@ -201,3 +216,6 @@ class ObjectStore(Protocol):
 
     def requests(self) -> Mapping[str, int]:
         """Return how many requests were sent so far, by the S3 operation's name."""
+
+    def statistics(self) -> RequestStatistics:
+        """Return how the requests so far have ended."""

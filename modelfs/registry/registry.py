@@ -67,6 +67,7 @@ class Registry:
         self.metadata_ttl_s = metadata_ttl_s
         self.timeout_s = timeout_s
         self.reachability = Reachability(True, time.time_ns(), None)
+        self.retries = 0
         self._small = Threads(SMALL_REQUESTS)
         self._data = Threads(parallel_requests)
         self._upload = Threads(parallel_requests)
@@ -109,6 +110,7 @@ class Registry:
             except RegistryUnavailable as error:
                 if last or not await self._still_answers():
                     raise
+                self.retries += 1
                 log.info("trying again: %s", error)
             except trio.Cancelled:
                 self._suspect.set()
@@ -357,6 +359,11 @@ class Registry:
         listing = self._listings.get(self.keys.model(model))
         if listing is not None and (folder := listing.folders.get(path)) is not None:
             folder.listed_at = -math.inf
+
+    @property
+    def hidden_count(self) -> int:
+        """How many keys are hidden from the tree."""
+        return sum(map(len, self._hidden.values()))
 
     def hidden_keys(self) -> dict[str, str]:
         """Return key -> reason of keys that are hidden from the tree (the first 1,000)."""

@@ -22,6 +22,7 @@ from modelfs.registry.objects import (
     ObjectId,
     ObjectInfo,
     Progress,
+    RequestStatistics,
     UploadedPart,
 )
 from modelfs.registry.s3_clients import S3Clients, S3Settings, was_answered
@@ -56,7 +57,10 @@ class S3Store:
         self._clients.close()
 
     def requests(self) -> Mapping[str, int]:
-        return self._clients.requests()
+        return self._clients.counts.sent()
+
+    def statistics(self) -> RequestStatistics:
+        return self._clients.statistics()
 
     # --------------------------------------------------------------- reading
 

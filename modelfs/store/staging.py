@@ -123,6 +123,16 @@ class _Found:
     sent_etags: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class StagingStatistics:
+    """What status.json shows of staged files; `max_bytes` is None where the disk is the limit."""
+
+    files: int
+    bytes: int
+    max_bytes: int | None
+    aside_files: int
+
+
 class Staging:
     """The staged files of this node.
 
@@ -147,6 +157,10 @@ class Staging:
         self.local_folders: set[tuple[ModelId, str]] = set()
         self._shown: dict[tuple[ModelId, str], StagedFile] = {}
         self.aside: list[StagedFile] = []
+
+    def statistics(self) -> StagingStatistics:
+        used = sum(staged.size for staged in self._shown.values())
+        return StagingStatistics(len(self._shown), used, self._max_bytes, len(self.aside))
 
     def is_local(self, path: str) -> bool:
         """Tell whether a file or folder of main/ stays on this node."""

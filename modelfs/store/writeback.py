@@ -8,13 +8,15 @@ thread; bodies are read and sent by threads of the registry's pool.
 import errno
 import logging
 import time
-from dataclasses import replace
+from collections import deque
+from dataclasses import dataclass, replace
 from functools import partial
 
 import trio
 
 from modelfs.concurrency import Background, Progress, side_by_side, wait_while_moving
 from modelfs.errors import ModelfsError, NotFound
+from modelfs.names import ModelId
 from modelfs.registry.objects import ObjectInfo, UploadedPart, format_mtime
 from modelfs.registry.registry import Registry
 from modelfs.store import etags
@@ -26,12 +28,34 @@ log = logging.getLogger(__name__)
 PARALLEL_PARTS = 8
 RETRY_FIRST_S = 1.0
 RETRY_MAX_S = 60.0
+CONFLICTS_SHOWN = 100  # the newest ones, in status.json
+
+
+@dataclass(frozen=True)
+class UploadStatistics:
+    """What is shown of uploads since the start; `sent_bytes` counts those of failed tries, too."""
+
+    sent_bytes: int
+    done_files: int
+    failed_tries: int
+    conflicts: int
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """A file that was changed by someone else while it was written here; ours is kept beside it."""
+
+    model: ModelId
+    name: str
+    kept_as: str
+    time_ns: int
 
 
 class _Job:
     """The upload of one staged file; `tried` is set, and made anew, after each try."""
 
     def __init__(self) -> None:
+        self.since_ns = time.time_ns()
         self.tried = trio.Event()
         self.again = trio.Event()
         self.error: ModelfsError | None = None
@@ -62,12 +86,22 @@ class Writeback:
         self._idle.set()
         self._running = 0
         self._progress = Progress()
+        self._failed_tries = 0
         self.uploaded_files = 0
         self.conflicts = 0
+        self.newest_conflicts: deque[Conflict] = deque(maxlen=CONFLICTS_SHOWN)
 
     def waiting(self) -> list[StagedFile]:
         """Return the files whose upload is under way or waits."""
         return list(self._jobs)
+
+    def waiting_since_ns(self, staged: StagedFile) -> int:
+        """Return when the upload of one of `waiting` was begun (epoch ns)."""
+        return self._jobs[staged].since_ns
+
+    def statistics(self) -> UploadStatistics:
+        counts = (self.uploaded_files, self._failed_tries, self.conflicts)
+        return UploadStatistics(self._progress.bytes, *counts)
 
     async def publish(self, staged: StagedFile) -> None:
         """Return when the registry has the file; raise what stands in the way.
@@ -145,6 +179,7 @@ class Writeback:
                     staged.error = None
                 else:
                     staged.error = str(job.error)
+                    self._failed_tries += 1
                     log.error("%s/main/%s waits: %s", staged.model, staged.name, job.error)
                     await self._record(staged, Promise.CLOSED, durable=True)
                 tried, job.tried = job.tried, trio.Event()
@@ -248,9 +283,11 @@ class Writeback:
                 return
             if theirs.size == staged.size and theirs.id.etag == await self._staging.etag(staged):
                 return
-        moment = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+        now_ns = time.time_ns()
+        moment = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now_ns / 1e9))
         name = f"{staged.name}.conflict-{self._host}-{moment}"
         self.conflicts += 1
+        self.newest_conflicts.append(Conflict(staged.model, staged.name, name, now_ns))
         log.error(
             "%s/main/%s was %s by someone else while it was written here: ours is kept as %s",
             *(staged.model, staged.name, "changed" if theirs else "deleted", name),
