@@ -282,8 +282,7 @@ def load(path: Path | None = None) -> Config:
 
     Raises ConfigError: one line for each problem of the file.
     """
-    if path is None:
-        path = Path(os.environ.get("MODELFS_CONFIG") or DEFAULT_FILE)
+    path = file_of(path)
     document = _parse(path, _read(path))
     problems = list(_named(document))
     try:
@@ -298,6 +297,11 @@ def load(path: Path | None = None) -> Config:
         raise ConfigError("\n".join(f"{path}: {line}" for line in dict.fromkeys(problems)))
     config._file = path
     return config
+
+
+def file_of(path: Path | None) -> Path:
+    """Return the file that `load` reads."""
+    return path or Path(os.environ.get("MODELFS_CONFIG") or DEFAULT_FILE)
 
 
 def _read(path: Path) -> str:
