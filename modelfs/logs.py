@@ -147,6 +147,10 @@ class _FoldingHandler(logging.Handler):
         if self._folding.admit(record.levelno, str(record.msg), text):
             self._target.handle(record)
 
+    def close(self) -> None:
+        self._target.close()
+        super().close()
+
     def tell(self) -> None:
         """Say what is due."""
         with self.lock:  # type: ignore[union-attr]  # every handler has one
@@ -215,6 +219,10 @@ class _JournalHandler(logging.Handler):
             self._socket.sendto(_datagram(fields), socket.MSG_DONTWAIT, str(JOURNAL_SOCKET))
         except OSError:
             _write_prefixed(fields["PRIORITY"], text)
+
+    def close(self) -> None:
+        self._socket.close()
+        super().close()
 
 
 def _datagram(fields: Mapping[str, str]) -> bytes:

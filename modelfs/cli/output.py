@@ -22,6 +22,7 @@ _COLOURS = {
     "failed": "red",
     "reachable": "green",
     "unreachable": "red",
+    "damaged": "red",
     "no answer": "red",
 }
 

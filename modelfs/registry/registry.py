@@ -203,6 +203,19 @@ class Registry:
             raise NotFound(f"no folder {path or 'main'} in {model}")
         return folder
 
+    async def files(self, model: ModelId) -> list[ObjectInfo] | None:
+        """Return every file of main/, as `folder` does; None of a model that is listed by folder.
+
+        Raises NotFound.
+        """
+        prefix = self.keys.model(model)
+        listing = await self._fresh(prefix, "", by_folder=False)
+        if not listing.exists:
+            raise NotFound(f"there is no model {model} in the registry")
+        if not listing.is_whole:
+            return None
+        return [info for folder in listing.folders.values() for info in folder.files.values()]
+
     def knows_files(self, model: ModelId) -> bool:
         """Tell whether memory holds anything of a model's main/, however old."""
         listing = self._listings.get(self.keys.model(model))
