@@ -1,18 +1,19 @@
 """The picture of a status on a terminal: rates, bars, what waits and why. Of what was asked."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from modelfs.cli.output import printable, share_text, size_text, time_text
+from modelfs.cli.output import count_text, printable, share_text, size_text, time_text
 from modelfs.cli.telling import BAD, BUSY, GOOD, age_text, problems
 
 LABEL_WIDTH = 10
 BAR_WIDTH = 20
+WINDOW_S = 5.0
 LISTED_MAX = 5  # of each kind that waits or is wrong: the screen has an end
 FREEZES_MAX = 10
 TRAFFIC = (
@@ -23,25 +24,27 @@ TRAFFIC = (
 
 
 class Rates:
-    """Bytes a second of counters, from one answer of a mount to its next."""
+    """Bytes a second of a mount's counters, over its answers of the last WINDOW_S."""
 
     def __init__(self) -> None:
-        self._before: dict[str, tuple[int, float]] = {}
-        self._now: dict[str, float] = {}
+        self._seen: deque[tuple[float, dict[str, float]]] = deque()
 
     def note(self, answer: dict[str, Any]) -> None:
         """Take in an answer; one that was seen before changes nothing."""
-        now_ns = answer.get("now_ns") or 0
-        for name, value in _counters(answer):
-            before_ns, before = self._before.get(name, (now_ns, value))
-            if now_ns > before_ns:
-                self._now[name] = max(0.0, value - before) / ((now_ns - before_ns) / 1e9)
-            if now_ns != before_ns or name not in self._before:
-                self._before[name] = (now_ns, value)
+        now_s = (answer.get("now_ns") or 0) / 1e9
+        if self._seen and now_s <= self._seen[-1][0]:
+            return
+        self._seen.append((now_s, dict(_counters(answer))))
+        while self._seen[-1][0] - self._seen[0][0] > WINDOW_S and len(self._seen) > 2:
+            self._seen.popleft()
 
     def get(self, name: str) -> float | None:
-        """Return bytes a second; None where only one answer has come."""
-        return self._now.get(name)
+        """Return bytes a second; None where only one answer has it."""
+        known = [(at, values[name]) for at, values in self._seen if name in values]
+        if len(known) < 2:
+            return None
+        (begin, first), (end, last) = known[0], known[-1]
+        return max(0.0, last - first) / (end - begin)
 
 
 def _counters(answer: dict[str, Any]) -> Iterator[tuple[str, float]]:
@@ -52,13 +55,17 @@ def _counters(answer: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def picture(answers: Iterable[dict[str, Any]], rates: dict[str, Rates]) -> RenderableType:
-    """Return what to show of mounts; `rates` by mountpoint."""
+    """Return what to show of mounts, those in trouble first; `rates` by mountpoint."""
     parts: list[RenderableType] = []
-    for answer in answers:
+    for answer in sorted(answers, key=_is_well):
         if parts:
             parts.append(Text())
         parts += _mount(answer, rates.get(str(answer["mountpoint"])) or Rates())
     return Group(*parts)
+
+
+def _is_well(answer: dict[str, Any]) -> bool:
+    return bool(answer.get("reachable") or not answer.get("mounted"))
 
 
 def _mount(answer: dict[str, Any], rates: Rates) -> Iterator[RenderableType]:
@@ -70,7 +77,8 @@ def _mount(answer: dict[str, Any], rates: Rates) -> Iterator[RenderableType]:
     grid.add_column(width=LABEL_WIDTH, style="dim", no_wrap=True)
     grid.add_column(ratio=1, overflow="fold")
     if not answer["answers"]:
-        _add(grid, "state", str(answer.get("error")), BAD if answer.get("mounted") else BUSY)
+        said = str(answer.get("error")).removeprefix(f"{answer['registry']} at {place} ")
+        _add(grid, "state", said, BAD if answer.get("mounted") else BUSY)
         yield grid
         return
     _add_state(grid, answer)
@@ -116,21 +124,28 @@ def _cache(answer: dict[str, Any]) -> RenderableType:
     hits = f", {share_text(cache.get('hits') or 0, opened)} hits" if opened else ""
     row = Table.grid(padding=(0, 1))
     row.add_row(
-        ProgressBar(total=max(most, 1), completed=min(used, most), width=BAR_WIDTH),
+        _bar(used, most),
         Text(f"{size_text(used)} of {size_text(most)}{hits}"),
     )
     return row
+
+
+def _bar(done: int, total: int) -> Text:
+    """Return a bar that is one without colours, too."""
+    filled = BAR_WIDTH if done >= total else int(BAR_WIDTH * done / total)
+    return Text("█" * filled).append("░" * (BAR_WIDTH - filled), style="dim")
 
 
 def _add_disk(grid: Table, answer: dict[str, Any]) -> None:
     store, staged = answer.get("store") or {}, answer.get("staged") or {}
     versions = answer.get("versions") or {}
     free = f"{size_text(store.get('free_bytes'))} free of {size_text(store.get('total_bytes'))}"
-    ready = f", {versions.get('ready')} versions ready" if versions.get("ready") else ""
+    ready = f", {count_text(versions['ready'], 'version')} ready" if versions.get("ready") else ""
     _add(grid, "store", free + ready)
     if staged.get("files"):
         most = f" of {size_text(staged['max_bytes'])}" if staged.get("max_bytes") else ""
-        _add(grid, "staged", f"{size_text(staged.get('bytes'))}{most} in {staged['files']} files")
+        files = count_text(staged["files"], "file")
+        _add(grid, "staged", f"{size_text(staged.get('bytes'))}{most} in {files}")
 
 
 def _add_freezes(grid: Table, answer: dict[str, Any], rates: Rates) -> None:
@@ -143,7 +158,7 @@ def _add_freezes(grid: Table, answer: dict[str, Any], rates: Rates) -> None:
         row.add_column(width=26, no_wrap=True)
         row.add_row(
             Text(printable(str(freeze.get("version")))),
-            ProgressBar(total=max(total, 1), completed=done if total else 1, width=BAR_WIDTH),
+            _bar(done, total),
             Text(_freeze_text(done, total, rates.get(f"freeze {freeze.get('version')}"))),
         )
         grid.add_row("freeze", row)

@@ -28,22 +28,24 @@ from modelfs.errors import ConfigError, ModelfsError
 
 
 @click.command(short_help="Is the registry there? What waits?")
+@click.argument("mountpoint", required=False)
 @click.option("--watch", is_flag=True, help="Show it again every second, until ^C.")
 @in_registry
 @as_json
 @pass_settings
-def status(settings: Settings, watch: bool, wants_json: bool) -> int:
+def status(settings: Settings, mountpoint: str | None, watch: bool, wants_json: bool) -> int:
     """Show each registry: is it there, the cache, the store, uploads and freezes under way.
 
     \b
       modelfs status                       every mount, and what is configured and not mounted
       modelfs status --watch               live: rates and bars
-      modelfs -r hub status --watch
+      modelfs -r hub status --watch        one registry; or by its folder:
+      modelfs status /models/hub
       modelfs status --json | jq '.[].uploads'
 
     The exit status is 1 where a mount does not answer.
     """
-    found, absent = _wanted(settings)
+    found, absent = ([mounts.at(mountpoint)], []) if mountpoint else _wanted(settings)
     if watch:
         return _watch(found, absent, wants_json)
     answers = [*ask_all(found), *absent]
