@@ -138,8 +138,8 @@ def _freeze(bench: Bench, mount: Mount, recording: Recording, terminal: Terminal
 
     wait_until(lambda: share() > OUTAGE_AT, 120)
     recording.screens.append(("In the midst of the freeze", terminal.screen()))
-    bench.ceph.run("stop-rgw")
     recording.mark("gateway away")
+    bench.ceph.run("stop-rgw")
     with contextlib.suppress(OSError):  # it is not in the registry, and stays staged
         (mount.main / "notes.md").write_text("written while the registry is away\n")
     time.sleep(OUTAGE_S)

@@ -155,7 +155,7 @@ def _add_freezes(grid: Table, answer: dict[str, Any], rates: Rates) -> None:
         row = Table.grid(padding=(0, 1), expand=True)
         row.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
         row.add_column(width=BAR_WIDTH)
-        row.add_column(width=26, no_wrap=True)
+        row.add_column(width=29, no_wrap=True)
         row.add_row(
             Text(printable(str(freeze.get("version")))),
             _bar(done, total),
@@ -170,7 +170,9 @@ def _add_freezes(grid: Table, answer: dict[str, Any], rates: Rates) -> None:
 
 def _freeze_text(done: int, total: int, rate: float | None) -> str:
     text = f"{share_text(done, total):>4} of {size_text(total)}"
-    if not rate or done >= total:
+    if done >= total:
+        return f"{text}, being checked"
+    if not rate:
         return text
     return f"{text}, {_left_text((total - done) / rate)}"
 
