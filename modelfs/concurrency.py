@@ -73,6 +73,7 @@ class Background:
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
+        self.failures = 0
 
     def start_soon(
         self, function: Callable[..., Awaitable[object]], *args: object, name: str
@@ -85,6 +86,7 @@ class Background:
         try:
             await function(*args)
         except Exception:
+            self.failures += 1
             log.exception("a background task failed: %s", name)
 
 

@@ -5,6 +5,7 @@ Names in the file are those of the documentation; in Python they carry their uni
 """
 
 import difflib
+import ipaddress
 import os
 import re
 import tomllib
@@ -73,6 +74,10 @@ def _url(value: str) -> str:
     if "@" in parts.netloc or re.search(r"\s", value):
         raise ValueError
     return value.rstrip("/")
+
+
+def _ip_address(value: str) -> str:
+    return str(ipaddress.ip_address(value))
 
 
 def _prefix(value: str) -> str:
@@ -243,6 +248,15 @@ class RegistryConfig(_Table):
     staged_max: Bytes | None = Field(
         default=None, ge=1, description="a size like '200GiB', or a number of bytes"
     )
+    metrics_port: int | None = Field(
+        default=None, strict=True, ge=1, le=65535, description="a port's number like 9464"
+    )
+    metrics_listen: Annotated[str, AfterValidator(_ip_address)] = Field(
+        default="127.0.0.1", description="an IP address like '127.0.0.1' or '0.0.0.0'"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="'debug', 'info', 'warning' or 'error'"
+    )
     cache: CacheConfig = Field(default_factory=CacheConfig, description=_TABLE_WORDS)
     namespaces: dict[PlainName, NamespaceConfig] = Field(
         default_factory=dict, description=_NAME_WORDS
@@ -287,8 +301,7 @@ def load(path: Path | None = None) -> Config:
 
     Raises ConfigError: one line for each problem of the file.
     """
-    if path is None:
-        path = Path(os.environ.get("MODELFS_CONFIG") or DEFAULT_FILE)
+    path = file_of(path)
     text = _read(path)
     document = _parse(path, text)
     problems = list(_named(document))
@@ -299,6 +312,7 @@ def load(path: Path | None = None) -> Config:
     except ValidationError as error:
         problems += _problems(error, document)
     problems += _overlaps(document)
+    problems += _shared_ports(document)
     if problems:
         raise ConfigError("\n".join(_placed(path, text, problems)))
     config._file = path
@@ -311,6 +325,11 @@ def _placed(path: Path, text: str, problems: Iterable[Problem]) -> Iterator[str]
     for place, what in dict.fromkeys(problems):
         line = lines.of(place)
         yield f"{path}: {f'line {line}: ' if line else ''}{dotted(place)}: {what}"
+
+
+def file_of(path: Path | None) -> Path:
+    """Return the file that `load` reads."""
+    return path or Path(os.environ.get("MODELFS_CONFIG") or DEFAULT_FILE)
 
 
 def _read(path: Path) -> str:
@@ -368,6 +387,17 @@ def _overlaps(document: Mapping[str, Any]) -> Iterator[Problem]:
     for (one, its), (other, others) in combinations(places, 2):
         if its.is_relative_to(others) or others.is_relative_to(its):
             yield other, f"found '{others}'; expected a folder apart from {dotted(one)}, '{its}'"
+
+
+def _shared_ports(document: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield a problem for each two registries whose metrics would be at one port."""
+    known: dict[object, str] = {}
+    for name, table in _registry_tables(document):
+        port, place = table.get("metrics_port"), ("registries", name, "metrics_port")
+        if isinstance(port, int) and (other := known.setdefault(port, dotted(place))) != dotted(
+            place
+        ):
+            yield place, f"found {port}; expected another port than that of {other}"
 
 
 def _problems(error: ValidationError, document: Mapping[str, Any]) -> Iterator[Problem]:

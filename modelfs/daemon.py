@@ -19,13 +19,14 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from modelfs import __version__
+from modelfs import __version__, logs
 from modelfs.concurrency import Background, Threads
 from modelfs.config import DEFAULT_STORES, RegistryConfig
 from modelfs.errors import MountError, RegistryError, RegistryUnavailable, StoreError
-from modelfs.mount import mountpoints
+from modelfs.mount import mountpoints, scraping
 from modelfs.mount.fuse import Operations
 from modelfs.mount.levels import RootFolder
+from modelfs.mount.metrics import metrics
 from modelfs.mount.native import NativeVersions
 from modelfs.mount.tree import Services, Tree
 from modelfs.mount.workfile import WorkFile
@@ -51,6 +52,7 @@ log = logging.getLogger(__name__)
 DISK_THREADS = 16
 WAITING_REQUESTS = 512  # requests of the kernel that may wait for the registry at once
 CACHE_SAVE_LIMIT_S = 10.0
+FOLDED_INTERVAL_S = 5.0
 HANDLERS_LIMIT_S = 10.0  # for requests that are still being answered when the daemon ends
 
 WrapStore = Callable[[ObjectStore], ObjectStore]
@@ -152,6 +154,14 @@ class _Daemon:
             background.start_soon(services.registry.watch, name="registry watch")
             background.start_soon(services.health.watch, self._hold_again, name="store watch")
             background.start_soon(services.library.keep_resuming, name="pending freezes")
+            library = services.library
+            background.start_soon(library.census.watch, library.shelf, name="count of versions")
+            background.start_soon(services.lag.watch, name="event loop's lag")
+            background.start_soon(_tell_folded, name="folded lines of the log")
+            if (port := self._config.metrics_port) is not None:
+                make_text = partial(metrics, services)
+                serve = (scraping.serve, self._config.metrics_listen, port, make_text)
+                background.start_soon(*serve, name="metrics over HTTP")
             self._tree = Tree(services, lambda tree: RootFolder(tree, None, ""))
             await self._serve(services, background, make_operations(self._tree))
             await self._end(services)
@@ -211,6 +221,7 @@ class _Daemon:
             started_ns=time.time_ns(),
             mountpoint=self._mountpoint,
             warmer=Warmer(cache, fetcher, background),
+            background=background,
         )
 
     async def _check_registry(self, services: Services) -> None:
@@ -328,6 +339,13 @@ class _Daemon:
             )
         with trio.move_on_after(CACHE_SAVE_LIMIT_S):
             await services.cache.save_all()
+
+
+async def _tell_folded() -> None:
+    """Say how often lines came again that were not said; runs for ever."""
+    while True:
+        await trio.sleep(FOLDED_INTERVAL_S)
+        logs.tell_folded()
 
 
 def _notify(state: str) -> None:

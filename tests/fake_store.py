@@ -34,6 +34,7 @@ from modelfs.registry.objects import (
     ObjectId,
     ObjectInfo,
     Progress,
+    RequestStatistics,
     UnfinishedUpload,
     UploadedPart,
     parse_mtime,
@@ -434,6 +435,10 @@ class FakeStore:
     def requests(self) -> Mapping[str, int]:
         with self._lock:
             return Counter(request.operation for request in self.sent)
+
+    def statistics(self) -> RequestStatistics:
+        outcomes = {(operation, "ok"): count for operation, count in self.requests().items()}
+        return RequestStatistics(outcomes, {})
 
     # --------------------------------------------------------------- objects
 

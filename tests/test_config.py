@@ -90,7 +90,7 @@ def test_the_example_with_every_line_switched_on_is_a_good_file_with_every_setti
 def test_the_lines_that_are_switched_off_in_the_example_show_the_defaults(write):
     text = re.sub(r"(?m)^# (?=[a-z_]+ = )", "", config.example())
     full, plain = (load(write(t)).registry("hub") for t in (text, config.example()))
-    without_default = {"ca_bundle", "upload_role", "staged_max", "namespaces"}
+    without_default = {"ca_bundle", "upload_role", "staged_max", "namespaces", "metrics_port"}
     assert full.model_dump(exclude=without_default) == plain.model_dump(exclude=without_default)
 
 

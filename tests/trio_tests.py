@@ -252,6 +252,7 @@ async def open_house(
             started_ns=time.time_ns(),
             mountpoint=folder / "mountpoint",
             warmer=Warmer(cache, fetcher, background),
+            background=background,
         )
         tree = Tree(services, lambda made: RootFolder(made, None, ""))
         house = House(services, tree, store, background, wrong)

@@ -51,6 +51,15 @@ def version_argument(text: str, registry: str | None) -> tuple[Model, str]:
     return Model(mount, parse_model("/".join(names[:2]))), names[2]
 
 
+def model_or_version_argument(text: str, registry: str | None) -> tuple[Model, str | None]:
+    """Return the model, and the version where `text` (a name or a path) names one."""
+    placed = _placed(text)
+    names = len(placed[1]) if placed is not None else text.strip("/").count("/") + 1
+    if names == 2 and "@" not in text:
+        return model_argument(text, registry), None
+    return version_argument(text, registry)
+
+
 def place_argument(text: str, registry: str | None) -> tuple[Model, list[str]]:
     """Return the model and the names below it that a path, `NS/MODEL[/...]` or @VERSION, names.
 

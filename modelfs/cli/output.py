@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from modelfs import logs
 from modelfs.wording import NOTHING
 from modelfs.wording import count_text as count_text
 from modelfs.wording import size_text as size_text
@@ -24,6 +25,7 @@ _COLOURS = {
     "failed": "red",
     "reachable": "green",
     "unreachable": "red",
+    "damaged": "red",
     "no answer": "red",
 }
 
@@ -34,14 +36,15 @@ def is_terminal() -> bool:
 
 
 def complain(text: str) -> None:
-    """Print what is wrong to stderr, each line of it marked as ours."""
+    """Print what is wrong to stderr, each line of it marked as ours; as an error in the journal."""
+    mark = "<3>" if logs.is_journal() else ""
     for line in text.splitlines() or [""]:
-        click.echo(f"modelfs: {_printable(line)}", err=True)
+        click.echo(f"{mark}modelfs: {printable(line)}", err=True)
 
 
 def say(text: str) -> None:
     """Print one line to stdout."""
-    click.echo(_printable(text))
+    click.echo(printable(text))
 
 
 def byte_progress(*columns: "ProgressColumn") -> "Progress":
@@ -81,7 +84,7 @@ def print_json(value: Any) -> None:
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print rows under their columns' names: boxes and colours on a terminal, else plain."""
-    cells = [[_printable(cell) or NOTHING for cell in row] for row in rows]
+    cells = [[printable(cell) or NOTHING for cell in row] for row in rows]
     if is_terminal():
         _print_rich(columns, cells)
         return
@@ -107,7 +110,7 @@ def _colour(cell: str) -> str:
     return next((colour for word, colour in _COLOURS.items() if cell.startswith(word)), "")
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Replace what a terminal would obey or cannot show: names come from the registry."""
     return "".join(
         character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text

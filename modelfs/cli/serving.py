@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from modelfs import logs
 from modelfs.cli import mounts
 from modelfs.cli.background import start
 from modelfs.cli.options import Settings, pass_settings
@@ -31,6 +32,11 @@ from modelfs.errors import ModelfsError, MountError
     help="With --background: the daemon's log.  [default: modelfs/REGISTRY.log in /var/log or "
     "in ~/.local/state]",
 )
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    help="How much the daemon's log says.  [default: log_level of the configuration, or info]",
+)
 @click.option("--ready-fd", type=int, hidden=True)
 @pass_settings
 def mount(
@@ -40,6 +46,7 @@ def mount(
     options: tuple[str, ...],
     background: bool,
     log_file: Path | None,
+    log_level: str | None,
     ready_fd: int | None,
 ) -> int:
     """Mount a registry of the configuration, in the foreground until it is unmounted.
@@ -61,10 +68,11 @@ def mount(
     folder = Path(os.path.abspath(folder))
     words = [word for option in options for word in option.split(",") if word]
     if background:
-        started = start(_same_command(settings, registry, folder, words), registry, log_file)
+        command = _same_command(settings, registry, folder, words, log_level)
+        started = start(command, registry, log_file)
         say(f"{registry} is mounted at {folder} (pid {started.pid}, log {started.log_file})")
         return 0
-    _log_to_stderr(settings.is_verbose)
+    logs.set_up(log_level or ("debug" if settings.is_verbose else config.log_level), registry)
     try:
         from modelfs import daemon
     except ImportError as error:  # pyfuse3 without libfuse3
@@ -72,7 +80,9 @@ def mount(
     return daemon.run(config, folder, options=words, ready_fd=ready_fd)
 
 
-def _same_command(settings: Settings, registry: str, folder: Path, words: list[str]) -> list[str]:
+def _same_command(
+    settings: Settings, registry: str, folder: Path, words: list[str], log_level: str | None
+) -> list[str]:
     """Return the command that serves in the foreground, whatever the current folder."""
     command = [sys.executable, "-m", "modelfs"]
     if settings.is_verbose:
@@ -80,19 +90,9 @@ def _same_command(settings: Settings, registry: str, folder: Path, words: list[s
     if settings.config is not None:
         command += ["--config", str(settings.config.absolute())]
     command += ["mount", registry, str(folder)]
+    if log_level is not None:
+        command += ["--log-level", log_level]
     return command + (["-o", ",".join(words)] if words else [])
-
-
-def _log_to_stderr(is_verbose: bool) -> None:
-    import logging
-
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
-    if is_verbose:
-        logging.getLogger("modelfs").setLevel(logging.DEBUG)
 
 
 @click.command(short_help="Upload what waits, then unmount.")

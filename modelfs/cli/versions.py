@@ -7,11 +7,17 @@ from pathlib import Path
 import click
 
 from modelfs.cli import mounts
-from modelfs.cli.arguments import is_path, version_argument, version_name
+from modelfs.cli.arguments import (
+    is_path,
+    model_or_version_argument,
+    version_argument,
+    version_name,
+)
 from modelfs.cli.failures import explained
 from modelfs.cli.options import Settings, as_json, in_registry, pass_settings
 from modelfs.cli.output import print_json, say
 from modelfs.cli.probe import read_status
+from modelfs.cli.removing import remove_model
 from modelfs.cli.tree import Model
 from modelfs.errors import ModelfsError
 from modelfs.names import LATEST, MAIN, VersionId, is_version_name
@@ -85,29 +91,44 @@ def _stored_path(settings: Settings, wanted: VersionId) -> dict[str, str]:
     return {"model": str(wanted.model), "version": name, "path": str(folder / name)}
 
 
-@click.command(short_help="Delete a version.")
-@click.argument("version", metavar="NS/MODEL@VERSION")
+@click.command(short_help="Delete a version, or a model.")
+@click.argument("what", metavar="NS/MODEL[@VERSION]")
+@click.option(
+    "--everything", is_flag=True, help="Of a model: with its versions, aliases and files of main/."
+)
 @in_registry
 @pass_settings
-def rm(settings: Settings, version: str) -> None:
-    """Delete a version, whole; its name is never given again. Nothing is asked.
+def rm(settings: Settings, what: str, everything: bool) -> None:
+    """Delete a version, whole, or a model that has nothing. Nothing is asked.
 
     \b
-      modelfs rm acme/llama@v1      rmdir acme/llama/v1 does it too
+      modelfs rm acme/llama@v1             rmdir acme/llama/v1 does it too
+      modelfs rm acme/llama                while it has no version, no alias and no file
+      modelfs rm acme/llama --everything
 
-    What an alias points at, and what is in use, is not deleted.
+    A version's name is never given again. What an alias points at, and what is in use, is not
+    deleted.
     """
-    model, name = version_argument(version, settings.registry)
+    model, name = model_or_version_argument(what, settings.registry)
+    if name is None:
+        remove_model(model, _remove_or_explain, everything=everything)
+        return
+    if everything:
+        raise click.UsageError("--everything is of a model")
     if not is_version_name(name):
         raise ModelfsError(_no_version(model, name))
     model.version(name)
+    _remove_or_explain(model, name)
+    say(f"{model}@{name} is deleted")
+
+
+def _remove_or_explain(model: Model, name: str) -> None:
     try:
         _remove(model, name)
     except OSError as error:
         busy = {errno.EBUSY: _why_busy(model, name)}
         with explained(f"delete {model}@{name}", busy):
             raise error
-    say(f"{model}@{name} is deleted")
 
 
 def _no_version(model: Model, name: str) -> str:

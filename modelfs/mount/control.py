@@ -16,6 +16,7 @@ from typing import Any
 from modelfs import __version__
 from modelfs.errors import NotFound
 from modelfs.mount.handles import TextHandle
+from modelfs.mount.metrics import metrics
 from modelfs.mount.tree import Attributes, Folder, Maker, Node, Opened, Services, Tree
 from modelfs.mount.uploading import UPLOAD_SCRIPT, UploadScript
 from modelfs.names import ModelId, VersionId
@@ -34,6 +35,7 @@ README = """modelfs {version}: the registry {name} ({endpoint}, bucket {bucket})
   cat NAMESPACE/MODEL/.modelfs/versions/v1.json its manifest
   cat NAMESPACE/MODEL/.modelfs/upload.py        a script that uploads into it from elsewhere
   cat .modelfs/status.json                      this mount: registry, cache, uploads, freezes
+  cat .modelfs/metrics                          the same in numbers, for Prometheus
 
 The store is {store}. The log is where the daemon (pid {pid}) writes it: the journal of
 modelfs@{name}, or standard error.
@@ -69,7 +71,7 @@ class RootControl(ControlFolder):
     """`.modelfs` of the root."""
 
     async def names(self) -> list[str]:
-        return ["README", "status.json"]
+        return ["README", "metrics", "status.json"]
 
     def make(self, name: str) -> Node:
         return self.child(name, ControlFile, partial(_ROOT_FILES[name], self.services))
@@ -156,14 +158,13 @@ async def _status(services: Services) -> bytes:
     return (json.dumps(await status(services), indent=2) + "\n").encode()
 
 
-_ROOT_FILES = {"README": _readme, "status.json": _status}
+_ROOT_FILES = {"README": _readme, "metrics": metrics, "status.json": _status}
 
 
 async def status(services: Services) -> dict[str, Any]:
     """Return what status.json shows; no request is made for it."""
     config, registry = services.config, services.registry
     reachability = registry.reachability
-    cache = asdict(services.cache.statistics())
     return {
         "registry": config.name,
         "endpoint": config.endpoint,
@@ -173,17 +174,33 @@ async def status(services: Services) -> dict[str, Any]:
         "pid": os.getpid(),
         "modelfs": __version__,
         "started_ns": services.started_ns,
+        "now_ns": time.time_ns(),
         "reachable": reachability.reachable,
         "reachable_since_ns": reachability.since_ns,
         "reachable_error": reachability.error,
         "requests": dict(registry.store.requests()),
-        "cache": cache,
+        "traffic": _traffic(services),
+        "cache": asdict(services.cache.statistics()),
+        "staged": asdict(services.staging.statistics()),
         "warming": asdict(services.warmer.statistics()),
         "read_ahead": asdict(services.prefetcher.statistics()),
         "store": _store(services),
         "uploads": _uploads(services),
         "unfinished_uploads": [asdict(upload) for upload in services.writeback.uploader.unfinished],
+        "conflicts": [
+            {
+                "path": f"{conflict.model}/main/{conflict.name}",
+                "kept_as": conflict.kept_as,
+                "time_ns": conflict.time_ns,
+            }
+            for conflict in services.writeback.uploader.newest_conflicts
+        ],
         "freezes": _freezes(services),
+        "versions": {
+            "ready": services.library.census.ready_versions,
+            "failed": {str(version): why for version, why in services.library.failed.items()},
+            "mounted": len(services.native.mounted),
+        },
         "damaged": [
             {"version": str(version), "error": reason}
             for version, reason in services.library.damaged.items()
@@ -197,7 +214,20 @@ async def status(services: Services) -> dict[str, Any]:
             "uploaded_files": services.writeback.uploaded_files,
             "conflicts": services.writeback.uploader.conflicts,
             "bugs": services.bugs,
+            "failed_tasks": services.background.failures,
         },
+    }
+
+
+def _traffic(services: Services) -> dict[str, int]:
+    """Return bytes since the start."""
+    requests, uploads = services.requests, services.writeback.statistics()
+    return {
+        "fetched_bytes": services.fetcher.progress.bytes,
+        "uploaded_bytes": uploads.sent_bytes,
+        "served_bytes": requests.served_bytes,
+        "written_bytes": requests.written_bytes,
+        "open_files": requests.open_files,
     }
 
 
@@ -233,6 +263,7 @@ def _uploads(services: Services) -> list[dict[str, Any]]:
             "path": f"{staged.model}/main/{staged.name}",
             "bytes": staged.size,
             "state": "waiting" if staged.error else "uploading",
+            "since_ns": services.writeback.waiting_since_ns(staged),
             "error": staged.error,
         }
         for staged in waiting

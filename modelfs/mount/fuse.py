@@ -1,8 +1,8 @@
 """pyfuse3's Operations: look up, call, convert. No decisions.
 
 Every handler is wrapped (`handler`): a ModelfsError or OSError becomes its errno, time is
-bounded, and a bug costs the call EIO and a traceback in the log, never the mount (with
-pyfuse3 any other exception would end it).
+bounded and counted, and a bug costs the call EIO and a traceback in the log, never the mount
+(with pyfuse3 any other exception would end it).
 """
 
 import errno
@@ -16,6 +16,7 @@ import pyfuse3
 import trio
 
 from modelfs.errors import InvalidName, ModelfsError, NameTooLong, NotFound, NotPermitted
+from modelfs.mount import failures
 from modelfs.mount.tree import Attributes, Change, Folder, Handle, Maker, Node, Opened, Tree
 from modelfs.names import NAME_MAX_BYTES
 from modelfs.store.layout import free_bytes
@@ -30,6 +31,13 @@ XATTR_PREFIX = "user.modelfs."
 BLOCK_BYTES = 512  # the unit of st_blocks
 PREFERRED_BYTES = 1 << 20  # st_blksize: how much cp and cat ask for at once
 DEADLINE_GRACE_S = 5.0  # a handler's own limits end first; this one only bounds bugs
+
+# What the first arguments of a handler are, where they are not an inode.
+_BY_HANDLE = frozenset({"read", "write", "flush", "fsync", "release"})
+_BY_OPEN_FOLDER = frozenset({"readdir", "releasedir", "fsyncdir"})
+_IN_FOLDER = frozenset(
+    {"lookup", "mkdir", "mknod", "rmdir", "unlink", "symlink", "rename", "create"}
+)
 
 
 def handler(
@@ -47,29 +55,18 @@ def handler(
 
         @functools.wraps(method)
         async def wrapped(self: "Operations", *args: P.args, **kwargs: P.kwargs) -> R:
+            begun = self.requests.begin()
             try:
                 if not is_bounded:
                     return await method(self, *args, **kwargs)
                 with trio.fail_after(self.deadline_s):
                     return await method(self, *args, **kwargs)
-            except pyfuse3.FUSEError:
-                raise
-            except ModelfsError as error:
-                if error.errno in (errno.EIO, errno.EACCES, errno.ENOSPC, errno.EDQUOT):
-                    log.warning("%s: %s", name, error)
-                else:
-                    log.debug("%s: %s", name, error)
-                raise pyfuse3.FUSEError(error.errno) from error
-            except trio.TooSlowError:
-                log.error("%s gave up after %.0f s", name, self.deadline_s)
-                raise pyfuse3.FUSEError(errno.EIO) from None
-            except OSError as error:
-                log.warning("%s: %s", name, error)
-                raise pyfuse3.FUSEError(_errno_of(error)) from error
             except Exception as error:
-                self.tree.services.bugs += 1
-                log.exception("%s failed by a bug", name)
-                raise pyfuse3.FUSEError(errno.EIO) from error
+                number = self._errno_of(name, args, error)
+                self.requests.fail(name, number)
+                raise pyfuse3.FUSEError(number) from error
+            finally:
+                self.requests.end(name, begun)
 
         return wrapped  # type: ignore[return-value]  # functools.wraps names the first argument
 
@@ -95,10 +92,38 @@ class Operations(pyfuse3.Operations):
         super().__init__()
         self.tree = tree
         tree.forget_name = _forget_name
+        self.requests = tree.services.requests
         self.deadline_s = tree.services.config.timeout_s + DEADLINE_GRACE_S
         self._handles: dict[int, Handle] = {}
+        self._opened_nodes: dict[int, Node] = {}  # of the handles, for the log
         self._folders: dict[int, _OpenFolder] = {}
         self._next_handle = 1
+
+    def _errno_of(self, name: str, args: Sequence[Any], error: Exception) -> int:
+        """Return the errno of what a handler has raised; the log says what is no daily matter."""
+        if isinstance(error, pyfuse3.FUSEError):
+            return int(error.errno)
+        place = self._place(name, args)
+        if isinstance(error, trio.TooSlowError):
+            failures.log_late(name, place, self.deadline_s)
+            return errno.EIO
+        if isinstance(error, ModelfsError | OSError):
+            return failures.log_refusal(name, place, error)
+        self.tree.services.bugs += 1
+        failures.log_bug(name, place)
+        return errno.EIO
+
+    def _place(self, name: str, args: Sequence[Any]) -> str:
+        """Return the path, from the root of the mount, that a request is about."""
+        node: Node | None = None
+        if name in _BY_HANDLE:
+            node = self._opened_nodes.get(args[0])
+        elif name in _BY_OPEN_FOLDER:
+            node = opened.folder if (opened := self._folders.get(args[0])) else None
+        elif name != "statfs":
+            node = self.tree.get(args[0])
+        names = [os.fsdecode(args[1])] if name in _IN_FOLDER else []
+        return "/".join([*(node.path_names if node else ["?"]), *names])
 
     # ---------------------------------------------------------------- names
 
@@ -251,29 +276,36 @@ class Operations(pyfuse3.Operations):
         opened = await self.tree[inode].open(
             write=flags & os.O_ACCMODE != os.O_RDONLY, truncate=bool(flags & os.O_TRUNC)
         )
-        return self._opened(opened)
+        return self._opened(opened, self.tree[inode])
 
     @handler(is_bounded=True)
     async def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: Any
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         node, opened = await self.tree.folder(parent).create(_text(name))
-        return self._opened(opened), self._shown(node)
+        return self._opened(opened, node), self._shown(node)
 
-    def _opened(self, opened: Opened) -> pyfuse3.FileInfo:
+    def _opened(self, opened: Opened, node: Node) -> pyfuse3.FileInfo:
+        number = self._number(self._handles, opened.handle)
+        self._opened_nodes[number] = node
+        self.requests.open_files += 1
         return pyfuse3.FileInfo(
-            fh=self._number(self._handles, opened.handle),
+            fh=number,
             direct_io=opened.is_direct,
             keep_cache=opened.keeps_pages,
         )
 
     @handler(is_bounded=False)
     async def read(self, fh: int, offset: int, size: int) -> bytes:
-        return await self._handles[fh].read(offset, size)  # type: ignore[return-value]  # any buffer
+        data = await self._handles[fh].read(offset, size)
+        self.requests.served_bytes += len(data)
+        return data  # type: ignore[return-value]  # any buffer
 
     @handler(is_bounded=False)
     async def write(self, fh: int, offset: int, data: bytes) -> int:
-        return await self._handles[fh].write(offset, data)
+        count = await self._handles[fh].write(offset, data)
+        self.requests.written_bytes += count
+        return count
 
     @handler(is_bounded=False)
     async def flush(self, fh: int) -> None:
@@ -285,7 +317,11 @@ class Operations(pyfuse3.Operations):
 
     @handler(is_bounded=False)
     async def release(self, fh: int) -> None:
-        await self._handles.pop(fh).release()
+        self.requests.open_files -= 1
+        try:
+            await self._handles.pop(fh).release()
+        finally:
+            del self._opened_nodes[fh]
 
     # ----------------------------------------------------------- attributes
 
@@ -332,12 +368,6 @@ class Operations(pyfuse3.Operations):
     @handler(is_bounded=True)
     async def removexattr(self, inode: int, name: bytes, ctx: Any) -> None:
         self.tree[inode].remove_xattr(os.fsdecode(name).removeprefix(XATTR_PREFIX))
-
-
-def _errno_of(error: OSError) -> int:
-    """Return the errno for the kernel: that the store's mount died would read as if ours had."""
-    found = error.errno or errno.EIO
-    return errno.EIO if found in (errno.ENOTCONN, errno.ESHUTDOWN) else found
 
 
 def _text(name: bytes) -> str:

@@ -45,6 +45,7 @@ from modelfs.store.sources import SOURCE, Caller
 from modelfs.store.versions import main_link
 
 DESCRIPTIONS = ("description", SOURCE)
+CACHED = "cached"
 RELEASE = "release"  # set on a model to a version's name, before that is removed
 DESCRIPTION_MAX_BYTES = 2048  # S3's limit of all user metadata of an object
 
@@ -294,9 +295,24 @@ class ModelFolder(Level):
         return shown if source is None else {**shown, SOURCE: str(source)}
 
     async def xattr(self, name: str) -> str:
+        if name == CACHED:
+            return await self._cached()
         if name not in DESCRIPTIONS:
             raise NoData(f"no attribute {name}")
         return await super().xattr(name)
+
+    async def _cached(self) -> str:
+        """Return the bytes of main/ that are in the cache / all; it is not in `xattrs`: it lists.
+
+        Of another's main/, and of a model too large to be listed whole, there is none.
+        """
+        services = self.services
+        source = await services.library.sources.find(self.model)
+        files = await services.registry.files(self.model) if source is None else None
+        if files is None:
+            raise NoData(f"no attribute {CACHED}")
+        here = sum(services.cache.cached_bytes(info.id) for info in files)
+        return f"{here}/{sum(info.size for info in files)}"
 
     async def set_xattr(self, name: str, value: str, caller: Caller) -> None:
         self.refuse_change()

@@ -8,11 +8,11 @@ keeps no more than its place in the tree. Never imports pyfuse3. Owned by the tr
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, Protocol, TypeVar
 
-from modelfs.concurrency import Threads
+from modelfs.concurrency import Background, Threads
 from modelfs.config import RegistryConfig
 from modelfs.errors import (
     IsAFolder,
@@ -21,7 +21,9 @@ from modelfs.errors import (
     NotPermitted,
     NotSupported,
 )
+from modelfs.mount.eventloop import EventLoopLag
 from modelfs.mount.native import NativeVersions
+from modelfs.mount.requests import FuseRequests
 from modelfs.registry.registry import Registry
 from modelfs.store.cache import Cache
 from modelfs.store.health import StoreHealth
@@ -107,6 +109,9 @@ class Services:
     started_ns: int
     mountpoint: Path
     warmer: Warmer
+    background: Background
+    requests: FuseRequests = field(default_factory=FuseRequests)
+    lag: EventLoopLag = field(default_factory=EventLoopLag)
     bugs: int = 0
 
 
@@ -130,6 +135,11 @@ class Node(ABC):
     @property
     def is_in_use(self) -> bool:
         return self.lookups > 0
+
+    @property
+    def path_names(self) -> list[str]:
+        """Return the names on the way here from the root, which has none."""
+        return [*self.parent.path_names, self.name] if self.parent is not None else []
 
     def is_same(self, *args: object) -> bool:
         """Tell whether a node made anew with these arguments would be this one."""
@@ -278,6 +288,9 @@ class Tree:
 
     def __getitem__(self, inode: int) -> Node:
         return self._nodes[inode]
+
+    def get(self, inode: int) -> Node | None:
+        return self._nodes.get(inode)
 
     def __iter__(self) -> Iterator[Node]:
         return iter(list(self._nodes.values()))

@@ -5,6 +5,8 @@ Its content never appears in a message.
 
 import configparser
 import os
+import re
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +34,7 @@ class CredentialsFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._known: tuple[tuple[int, ...], KeyPair] | None = None
+        self.read_ns: int | None = None  # when it was last read anew (epoch ns)
 
     def current(self) -> KeyPair:
         """Return the key pair; raises ConfigError naming the file."""
@@ -51,6 +54,7 @@ class CredentialsFile:
             raise ConfigError(f"{self._path}: is no UTF-8 text; expected {FORMAT}") from None
         pair = self._parse(text)
         self._known = stamp, pair
+        self.read_ns = time.time_ns()
         return pair
 
     def _parse(self, text: str) -> KeyPair:
@@ -74,6 +78,12 @@ class CredentialsFile:
         for name in ("aws_access_key_id", "aws_secret_access_key"):
             if not section.get(name):
                 raise ConfigError(f"{self._path}: {name} is missing in [default]; add {name} = ...")
+        for name in ("aws_access_key_id", "aws_secret_access_key", "aws_session_token"):
+            if not (section.get(name) or "").isascii() or re.search(r"\s", section.get(name) or ""):
+                # It would go into a header, and Python's error on that shows it whole.
+                raise ConfigError(
+                    f"{self._path}: {name} has a blank or another odd character; copy it again"
+                )
         return KeyPair(
             section["aws_access_key_id"],
             section["aws_secret_access_key"],

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from modelfs.counting import Histogram
 from modelfs.registry.rights import UploadRights, UploadWish
 
 Progress = Callable[[int], None]
@@ -116,6 +117,19 @@ class UnfinishedUpload:
     key: str
     id: str
     started_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestStatistics:
+    """How requests have ended: by operation and outcome, and how soon, by operation.
+
+    `credentials_read_ns` is when the file of credentials was last read anew (epoch ns); None
+    where there is none.
+    """
+
+    outcomes: Mapping[tuple[str, str], int]
+    seconds: Mapping[str, Histogram]
+    credentials_read_ns: int | None = None
 
 
 class ObjectStore(Protocol):
@@ -247,3 +261,6 @@ class ObjectStore(Protocol):
 
     def requests(self) -> Mapping[str, int]:
         """Return how many requests were sent so far, by the S3 operation's name."""
+
+    def statistics(self) -> RequestStatistics:
+        """Return how the requests so far have ended."""

@@ -67,6 +67,7 @@ class Registry:
         self.metadata_ttl_s = metadata_ttl_s
         self.timeout_s = timeout_s
         self.reachability = Reachability(True, time.time_ns(), None)
+        self.retries = 0
         self._small = Threads(SMALL_REQUESTS)
         self._data = Threads(parallel_requests)
         self._upload = Threads(parallel_requests)
@@ -109,6 +110,7 @@ class Registry:
             except RegistryUnavailable as error:
                 if last or not await self._still_answers():
                     raise
+                self.retries += 1
                 log.info("trying again: %s", error)
             except trio.Cancelled:
                 self._suspect.set()
@@ -200,6 +202,19 @@ class Registry:
         if folder is None or (not path and not listing.exists):
             raise NotFound(f"no folder {path or 'main'} in {model}")
         return folder
+
+    async def files(self, model: ModelId) -> list[ObjectInfo] | None:
+        """Return every file of main/, as `folder` does; None of a model that is listed by folder.
+
+        Raises NotFound.
+        """
+        prefix = self.keys.model(model)
+        listing = await self._fresh(prefix, "", by_folder=False)
+        if not listing.exists:
+            raise NotFound(f"there is no model {model} in the registry")
+        if not listing.is_whole:
+            return None
+        return [info for folder in listing.folders.values() for info in folder.files.values()]
 
     def knows_files(self, model: ModelId) -> bool:
         """Tell whether memory holds anything of a model's main/, however old."""
@@ -362,6 +377,11 @@ class Registry:
         listing = self._listings.get(self.keys.model(model))
         if listing is not None and (folder := listing.folders.get(path)) is not None:
             folder.listed_at = -math.inf
+
+    @property
+    def hidden_count(self) -> int:
+        """How many keys are hidden from the tree."""
+        return sum(map(len, self._hidden.values()))
 
     def hidden_keys(self) -> dict[str, str]:
         """Return key -> reason of keys that are hidden from the tree (the first 1,000)."""

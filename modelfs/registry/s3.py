@@ -31,6 +31,7 @@ from modelfs.registry.objects import (
     ObjectId,
     ObjectInfo,
     Progress,
+    RequestStatistics,
     UnfinishedUpload,
     UploadedPart,
 )
@@ -69,7 +70,10 @@ class S3Store:
         self._clients.close()
 
     def requests(self) -> Mapping[str, int]:
-        return self._clients.requests()
+        return self._clients.counts.sent()
+
+    def statistics(self) -> RequestStatistics:
+        return self._clients.statistics()
 
     # --------------------------------------------------------------- reading
 

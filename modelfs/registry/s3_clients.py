@@ -12,8 +12,7 @@ import hashlib
 import ipaddress
 import re
 import ssl
-import threading
-from collections import Counter
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -49,6 +48,8 @@ from modelfs.errors import (
 )
 from modelfs.registry import s3_answers as answers
 from modelfs.registry.credentials import CredentialsFile, systemd_credentials
+from modelfs.registry.objects import RequestStatistics
+from modelfs.registry.s3_counts import NO_ANSWER, RequestCounts, outcome_of
 from modelfs.registry.s3_errors import error_of
 from modelfs.registry.s3_get import Body, Getter
 from modelfs.registry.s3_sign import Signer
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 CONNECT_MAX_S = 5.0
 PROBE_CONNECT_S, PROBE_READ_S = 2.0, 3.0
+_BEGUN = "modelfs_begun"  # in botocore's context of one request: monotonic seconds
 _CERTIFICATE = re.compile("certificate|hostname|doesn't match", re.IGNORECASE)
 
 
@@ -121,8 +123,8 @@ class _FileCredentials(Credentials):
 class _FileChain:
     """A chain of credential providers of which there is one."""
 
-    def __init__(self, path: Path) -> None:
-        self._credentials = _FileCredentials(CredentialsFile(path))
+    def __init__(self, file: CredentialsFile) -> None:
+        self._credentials = _FileCredentials(file)
 
     def load_credentials(self) -> Credentials:
         return self._credentials
@@ -141,8 +143,9 @@ class S3Clients:
     def __init__(self, settings: S3Settings) -> None:
         """Make the clients; no request is sent. Raises ConfigError."""
         self._settings = settings
-        self._counts: Counter[str] = Counter()
-        self._counts_lock = threading.Lock()
+        self.counts = RequestCounts()
+        path = settings.credentials
+        self._file = CredentialsFile(path) if path is not None else None
         session = self._session = self._make_session()
         connect_s, read_s = min(CONNECT_MAX_S, settings.timeout_s / 3), settings.timeout_s / 3
         self.fast = self._client(session, connect_s, read_s)
@@ -159,8 +162,8 @@ class S3Clients:
         core.get_component("response_parser_factory").set_parser_defaults(
             timestamp_parser=answers.parse_time
         )
-        if self._settings.credentials is not None:
-            core.register_component("credential_provider", _FileChain(self._settings.credentials))
+        if self._file is not None:
+            core.register_component("credential_provider", _FileChain(self._file))
         if self._settings.ca_bundle is not None:
             _check_ca_bundle(self._settings.ca_bundle)
         try:
@@ -199,7 +202,10 @@ class S3Clients:
             )
         except (BotoCoreError, ValueError) as error:
             raise ConfigError(f"endpoint {settings.endpoint}: {_line(error)}") from error
-        client.meta.events.register("before-send.s3", self._count)
+        client.meta.events.register("before-send.s3", self._sent)
+        client.meta.events.register("before-call.s3", _note_begin)
+        client.meta.events.register("after-call.s3", self._answered)
+        client.meta.events.register("after-call-error.s3", self._not_answered)
         client.meta.events.register("before-call.s3.DeleteObjects", _add_md5)
         client.meta.events.register("before-parse.s3.ListObjectsV2", _mend_listing)
         return client
@@ -222,16 +228,41 @@ class S3Clients:
             tcp_keepalive=True,
         )
 
-    def _count(self, event_name: str, **_: object) -> None:
-        with self._counts_lock:
-            self._counts[event_name.rpartition(".")[2]] += 1
+    def _sent(self, event_name: str, **_: object) -> None:
+        self.counts.begin(_operation(event_name))
+
+    def _answered(
+        self, event_name: str, http_response: Any, context: dict[str, Any], **_: object
+    ) -> None:
+        self._ended(event_name, outcome_of(http_response.status_code), context)
+
+    def _not_answered(self, event_name: str, context: dict[str, Any], **_: object) -> None:
+        self._ended(event_name, NO_ANSWER, context)
+
+    def _ended(self, event_name: str, outcome: str, context: dict[str, Any]) -> None:
+        seconds = time.monotonic() - context[_BEGUN]
+        self.counts.end(_operation(event_name), outcome, seconds)
 
     def get(
         self, key: str, byte_range: str, etag: str, version_id: str | None
     ) -> tuple[answers.Answer, Body]:
         """Return the answer to a GET, and its body; see Getter. In `translated`."""
-        self._count("GetObject")
-        return self._getter.get(key, byte_range, etag, version_id)
+        with self._counted("GetObject"):
+            return self._getter.get(key, byte_range, etag, version_id)
+
+    @contextmanager
+    def _counted(self, operation: str) -> Iterator[None]:
+        """Count a request that no client of S3 sends."""
+        self.counts.begin(operation)
+        begun, outcome = time.monotonic(), NO_ANSWER
+        try:
+            yield
+            outcome = "ok"
+        except ClientError as error:
+            outcome = outcome_of(_status_of(error))
+            raise
+        finally:
+            self.counts.end(operation, outcome, time.monotonic() - begun)
 
     def assume_role(
         self,
@@ -259,11 +290,10 @@ class S3Clients:
                 aws_secret_access_key=said.get("SecretAccessKey"),
                 aws_session_token=said.get("SessionToken"),
             )
-            with closing(client):
+            with closing(client), self._counted("AssumeRole"):
                 answer = client.assume_role(
                     RoleArn=role, RoleSessionName=name, DurationSeconds=expires_s, **wish
                 )
-        self._count("AssumeRole")
         return answer["Credentials"]
 
     def close(self) -> None:
@@ -271,10 +301,9 @@ class S3Clients:
         for client in (self.fast, self.signing, self.slow, self.probe, self._getter):
             client.close()
 
-    def requests(self) -> Mapping[str, int]:
-        """Return how many requests were sent, by operation."""
-        with self._counts_lock:
-            return dict(self._counts)
+    def statistics(self) -> RequestStatistics:
+        """Return how requests have ended."""
+        return self.counts.statistics(self._file.read_ns if self._file else None)
 
     @contextmanager
     def translated(self, key: str | None = None) -> Iterator[None]:
@@ -286,9 +315,8 @@ class S3Clients:
             yield
         except ClientError as error:
             said = error.response.get("Error", {})
-            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             code, message = said.get("Code") or "", said.get("Message") or ""
-            raise error_of(status, code, message, where) from error
+            raise error_of(_status_of(error), code, message, where) from error
         except (ParamValidationError, UnicodeEncodeError) as error:
             raise InvalidName(f"{where}: not a key to ask for: {_line(error)}") from error
         except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError) as error:
@@ -315,6 +343,18 @@ class S3Clients:
 def was_answered(error: ModelfsError) -> bool:
     """Tell whether the registry answered with this error, rather than not at all."""
     return isinstance(error.__cause__, ClientError)
+
+
+def _operation(event_name: str) -> str:
+    return event_name.rpartition(".")[2]
+
+
+def _note_begin(context: dict[str, Any], **_: object) -> None:
+    context[_BEGUN] = time.monotonic()
+
+
+def _status_of(error: ClientError) -> int:
+    return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
 
 
 def _add_md5(params: dict[str, Any], **_: object) -> None:

@@ -23,6 +23,7 @@ from modelfs.names import ModelId, VersionId, check_alias_name, check_version_na
 from modelfs.registry.registry import Registry
 from modelfs.store import aliases, pending, publishing, versions, views
 from modelfs.store.cache import Cache
+from modelfs.store.census import Census
 from modelfs.store.freeze import Freeze, FreezeThreads, State
 from modelfs.store.health import StoreHealth
 from modelfs.store.layout import Layout, close_fd, free_bytes
@@ -88,6 +89,8 @@ class Library:
         self._shelves: TTLCache[ModelId, versions.ModelShelf] = TTLCache(SHELVES_MAX, SHELF_AGE_S)
         self._changes = 0
         self.damaged: dict[VersionId, str] = {}  # as `keep_resuming` last saw it, for status.json
+        self.failed: dict[VersionId, str] = {}  # the same, of freezes that have failed for good
+        self.census = Census(layout, disk, health)
         self.open_files: Counter[VersionId] = Counter()
         self.sources = Sources(
             *(layout, registry, staging, disk, background, health),
@@ -124,6 +127,7 @@ class Library:
             found = await self._disk.run(versions.shelf, self.layout, model)
             if changes == self._changes:  # else it may be of before the change
                 self._shelves[model] = found
+                self.census.note(model, found)
         return found
 
     def running(self) -> list[Freeze]:
@@ -292,9 +296,12 @@ class Library:
             self._freezes.pop(freeze.manifest.id, None)
         if freeze.state is State.READY:
             self._on_served(freeze.manifest.id)  # `latest` points at it
+            with suppress(ModelfsError, OSError):
+                await self.shelf(freeze.manifest.id.model)  # so that it is counted
 
     async def resume(self) -> None:
         """Go on with freezes that nobody works on: at start, and when another node died."""
+        failed: dict[VersionId, str] = {}
         for version in await self._disk.run(views.pending_versions, self.layout):
             ours = self._freezes.get(version)
             if ours is not None and ours.state is State.DOWNLOADING:
@@ -312,11 +319,14 @@ class Library:
             if is_ready:
                 namespace = self._namespace_of(version.model.namespace)
                 await self._disk.run(publishing.finish_publish, self.layout, version, namespace)
+            if view.state is State.FAILED and not is_ready:
+                failed[version] = view.error or ""
             if is_ready or view.state is State.FAILED:
                 close_fd(lock_fd)
             else:
                 log.info("going on with the freeze of %s", version)
                 self._start(view.manifest, lock_fd)
+        self.failed = failed
 
     async def keep_resuming(self) -> None:
         """Look for freezes of nodes that died, and for damage that was found; runs for ever."""

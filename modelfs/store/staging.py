@@ -52,6 +52,16 @@ class _Found:
     upload: tuple[str, str] | None
 
 
+@dataclass(frozen=True)
+class StagingStatistics:
+    """What status.json shows of staged files; `max_bytes` is None where the disk is the limit."""
+
+    files: int
+    bytes: int
+    max_bytes: int | None
+    aside_files: int
+
+
 class Staging:
     """The staged files of this node.
 
@@ -78,6 +88,10 @@ class Staging:
         self.aside: list[StagedFile] = []
         self.left_uploads: list[tuple[str, str]] = []  # key and id, of an earlier daemon
         self.before_discard: Callable[[StagedFile], Awaitable[None]] | None = None
+
+    def statistics(self) -> StagingStatistics:
+        used = sum(staged.size for staged in self._shown.values())
+        return StagingStatistics(len(self._shown), used, self._max_bytes, len(self.aside))
 
     def is_local(self, path: str) -> bool:
         """Tell whether a file or folder of main/ stays on this node."""

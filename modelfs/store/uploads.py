@@ -8,14 +8,16 @@ of it is written. Owned by the trio thread; bodies are read and sent by threads.
 
 import logging
 import time
+from collections import deque
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import trio
 
 from modelfs.concurrency import Background, Progress, side_by_side
 from modelfs.errors import ModelfsError, NotFound, RegistryUnavailable, Stale, WrongBytes
+from modelfs.names import ModelId
 from modelfs.registry.objects import (
     ABSENT,
     MTIME,
@@ -39,7 +41,18 @@ AHEAD_FROM = 24 * cuts.MIB  # bytes written in order, from which on parts go bef
 AHEAD_PARTS = 4  # on their way while a file is written
 ABORT_LIMIT_S = 5.0
 CLOCKS_DIFFER_NS = 60 * 10**9  # the registry's and ours
+CONFLICTS_SHOWN = 100  # the newest ones, in status.json
 PUT_TRIES = 3  # of a file of which the registry says that it came wrong, or has changed
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """A file that was changed by someone else while it was written here; ours is kept beside it."""
+
+    model: ModelId
+    name: str
+    kept_as: str
+    time_ns: int
 
 
 class Uploader:
@@ -64,6 +77,7 @@ class Uploader:
         self._lost: dict[str, int] = {}  # key -> since when one may have begun with no answer
         self.unfinished: list[UnfinishedUpload] = []
         self.conflicts = 0
+        self.newest_conflicts: deque[Conflict] = deque(maxlen=CONFLICTS_SHOWN)
         staging.before_discard = self._abandon
 
     # ------------------------------------------------------------- one upload
@@ -357,8 +371,10 @@ class Uploader:
             return None
 
     def _set_aside(self, staged: StagedFile, theirs: ObjectInfo | None) -> None:
-        name = f"{staged.name}.conflict-{self._host}-{_moment()}"
+        now_ns = time.time_ns()
+        name = f"{staged.name}.conflict-{self._host}-{_moment(now_ns)}"
         self.conflicts += 1
+        self.newest_conflicts.append(Conflict(staged.model, staged.name, name, now_ns))
         log.error(
             "%s/main/%s was %s by someone else while it was written here: ours is kept as %s",
             *(staged.model, staged.name, "changed" if theirs else "deleted", name),
@@ -377,7 +393,7 @@ class Uploader:
         return theirs.id.etag == await self._staging.etag(staged)
 
 
-def _moment() -> str:
-    """Return the time in UTC, with milliseconds: conflicts of one file have names of their own."""
-    seconds, fraction_ns = divmod(time.time_ns(), 10**9)
+def _moment(time_ns: int) -> str:
+    """Return a time in UTC, with milliseconds: conflicts of one file have names of their own."""
+    seconds, fraction_ns = divmod(time_ns, 10**9)
     return time.strftime("%Y%m%dT%H%M%S", time.gmtime(seconds)) + f".{fraction_ns // 10**6:03d}"

@@ -7,6 +7,8 @@ thread; bodies are read and sent by threads of the registry's pool.
 
 import errno
 import logging
+import time
+from dataclasses import dataclass
 
 import trio
 
@@ -25,10 +27,21 @@ RETRY_MAX_S = 60.0
 TORN_MAX = 10  # tries in a row during which the file was written to
 
 
+@dataclass(frozen=True)
+class UploadStatistics:
+    """What is shown of uploads since the start; `sent_bytes` counts those of failed tries, too."""
+
+    sent_bytes: int
+    done_files: int
+    failed_tries: int
+    conflicts: int
+
+
 class _Job:
     """The upload of one staged file; `tried` is set, and made anew, after each try."""
 
     def __init__(self) -> None:
+        self.since_ns = time.time_ns()
         self.tried = trio.Event()
         self.again = trio.Event()
         self.error: ModelfsError | None = None
@@ -59,11 +72,20 @@ class Writeback:
         self._running = 0
         self._progress = Progress()
         self.uploader = Uploader(registry, staging, background, self._progress, host=host)
+        self._failed_tries = 0
         self.uploaded_files = 0
 
     def waiting(self) -> list[StagedFile]:
         """Return the files whose upload is under way or waits."""
         return list(self._jobs)
+
+    def waiting_since_ns(self, staged: StagedFile) -> int:
+        """Return when the upload of one of `waiting` was begun (epoch ns)."""
+        return self._jobs[staged].since_ns
+
+    def statistics(self) -> UploadStatistics:
+        counts = (self.uploaded_files, self._failed_tries, self.uploader.conflicts)
+        return UploadStatistics(self._progress.bytes, *counts)
 
     async def publish(self, staged: StagedFile) -> None:
         """Return when the registry has the file; raise what stands in the way.
@@ -146,6 +168,7 @@ class Writeback:
                     staged.error = None
                 else:
                     staged.error = str(job.error)
+                    self._failed_tries += 1
                     log.error("%s/main/%s waits: %s", staged.model, staged.name, job.error)
                     await self._record(staged, Promise.CLOSED, durable=True)
                 tried, job.tried = job.tried, trio.Event()

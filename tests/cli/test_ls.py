@@ -1,6 +1,10 @@
 """modelfs ls."""
 
+import errno
 import json
+import os
+import re
+from typing import Any
 
 import pytest
 
@@ -10,7 +14,7 @@ from tests.cli.conftest import Hub, Run
 @pytest.fixture
 def filled(hub: Hub) -> Hub:
     """Two namespaces; acme/llama has three versions and an alias."""
-    folder = hub.model("acme/llama", description="chat, 8B")
+    folder = hub.model("acme/llama", description="chat, 8B", cached="768/3072")
     hub.model("acme/whisper")
     hub.model("team-b/llama", source="acme/llama")
     for name in ("v2", "v10"):
@@ -30,9 +34,10 @@ def test_it_lists_the_models(modelfs: Run, filled: Hub) -> None:
     result = modelfs("ls")
     assert result.status == 0
     lines = result.out.splitlines()
-    columns = ["MODEL", "VERSIONS", "SIZE", "LATEST", "ALIASES", "DESCRIPTION", "SOURCE"]
-    assert lines[0].split() == columns
-    assert lines[1].split(maxsplit=6)[:5] == ["acme/llama", "3", "6.0", "KiB", "v10"]
+    columns = ["MODEL", "MAIN", "CACHED", "VERSIONS", "SIZE", "LATEST", "ALIASES", "DESCRIPTION"]
+    assert lines[0].split() == [*columns, "SOURCE"]
+    words = re.split("  +", lines[1])
+    assert words[:6] == ["acme/llama", "3.0 KiB", "25%", "3 (1 downloading)", "6.0 KiB", "v10"]
     assert "production->v2  chat, 8B" in lines[1]
     assert lines[3].endswith("acme/llama")
     assert [line.split()[0] for line in lines[2:]] == ["acme/whisper", "team-b/llama"]
@@ -45,8 +50,10 @@ def test_it_lists_one_namespace(modelfs: Run, filled: Hub) -> None:
 
 def test_it_lists_a_models_versions_by_number(modelfs: Run, filled: Hub) -> None:
     lines = modelfs("ls", "acme/llama").out.splitlines()
-    assert [line.split()[0] for line in lines] == ["NAME", "main", "v2", "v10", "v11"]
-    assert "3.0 KiB  2" in lines[1]
+    names = ["NAME", "main", "v2", "v10", "v11", "description:"]
+    assert [line.split()[0] for line in lines] == names
+    assert "3.0 KiB  25%     2" in lines[1]
+    assert lines[5] == "description: chat, 8B"
     assert "ready" in lines[2]
     assert lines[2].endswith("production")
     assert "downloading 25%: waits" in lines[4]
@@ -57,6 +64,7 @@ def test_json_has_all_that_is_known(modelfs: Run, filled: Hub) -> None:
     assert model["description"] == "chat, 8B"
     assert model["aliases"] == {"latest": "v10", "production": "v2"}
     assert model["main"] == {"files": 2, "bytes": 3072}
+    assert (model["main_bytes"], model["cached_bytes"]) == (3072, 768)
     assert model["versions"][0] == {
         "version": "v2",
         "state": "ready",
@@ -95,5 +103,30 @@ def test_what_is_not_there_is_told(modelfs: Run, filled: Hub) -> None:
 
 
 def test_an_empty_registry_is_a_table_without_rows(modelfs: Run, hub: Hub) -> None:
-    assert modelfs("ls").out.splitlines() == ["MODEL  VERSIONS  SIZE  LATEST  ALIASES  DESCRIPTION"]
+    header = "MODEL  MAIN  CACHED  VERSIONS  SIZE  LATEST  ALIASES  DESCRIPTION"
+    assert modelfs("ls").out.splitlines() == [header]
     assert modelfs("ls", "--json").json == []
+
+
+def test_while_the_registry_is_down_it_lists_what_is_here(
+    modelfs: Run, filled: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.getxattr
+
+    def getxattr(path: Any, name: str, **options: Any) -> bytes:
+        if str(path) == str(filled.path / "acme/llama"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, name, **options)
+
+    monkeypatch.setattr(os, "getxattr", getxattr)
+    result = modelfs("ls")
+    assert result.status == 0
+    words = re.split("  +", result.out.splitlines()[1])
+    assert words[:6] == ["acme/llama", "-", "-", "3 (1 downloading)", "6.0 KiB", "v10"]
+
+
+def test_a_version_that_is_damaged_is_told(modelfs: Run, filled: Hub) -> None:
+    error = b"config.json: missing"
+    os.setxattr(filled.path / "acme/llama/v2", "user.modelfs.error", error)
+    assert "3 (1 damaged, 1 downloading)" in modelfs("ls").out
+    assert "damaged: config.json: missing" in modelfs("ls", "acme/llama").out

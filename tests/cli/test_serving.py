@@ -43,7 +43,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     daemon.run = run  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "modelfs.daemon", daemon)
     monkeypatch.setattr("modelfs.daemon", daemon, raising=False)
-    monkeypatch.setattr(serving, "_log_to_stderr", lambda _: None)
+    monkeypatch.setattr("modelfs.logs.set_up", lambda *_: None)
     return calls
 
 
@@ -134,9 +134,11 @@ def test_a_log_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 def test_the_command_in_the_background_is_the_same_one(tmp_path: Path) -> None:
     settings = Settings(tmp_path / "c.toml", None, True)
-    command = serving._same_command(settings, "hub", Path("/models"), ["ro", "x=1"])
+    command = serving._same_command(settings, "hub", Path("/models"), ["ro", "x=1"], None)
     expected = f"-m modelfs --verbose --config {tmp_path}/c.toml mount hub /models -o ro,x=1"
     assert command == [sys.executable, *expected.split()]
+    quiet = serving._same_command(settings, "hub", Path("/models"), [], "error")
+    assert quiet[-2:] == ["--log-level", "error"]
 
 
 @pytest.fixture

@@ -129,7 +129,7 @@ def test_rm_says_that_a_file_is_open(
         ("acme/llama@nothing", "is no version's name"),
         ("acme/llama@v9", "there is no version acme/llama@v9"),
         ("acme/gpt@v1", "there is no such model"),
-        ("acme/llama", "names no version"),
+        ("acme", "is not inside a mount"),
     ],
 )
 def test_rm_refuses(modelfs: Run, llama: Hub, version: str, says: str) -> None:
@@ -174,3 +174,20 @@ def test_rm_leaves_the_native_mount_of_a_version_with_an_alias(
     monkeypatch.setattr(os, "setxattr", lambda *_: pytest.fail("it was unmounted"))
     refuse("rmdir", errno.EBUSY)
     assert "production points at it" in modelfs("rm", "acme/llama@v1").err
+
+
+def test_rm_of_a_model_that_has_something_is_refused_and_says_what(
+    modelfs: Run, llama: Hub
+) -> None:
+    (llama.path / "acme/llama/main/config.json").write_text("{}")
+    result = modelfs("rm", "acme/llama")
+    assert result.status == 1
+    assert "acme/llama has 1 version and 1 alias and files in main/" in result.err
+    assert "modelfs rm acme/llama --everything" in result.err
+    assert result.err.count("\n") == 1
+    assert (llama.path / "acme/llama/v1").is_dir()
+
+
+def test_rm_everything_is_of_a_model_alone(modelfs: Run, llama: Hub) -> None:
+    assert modelfs("rm", "acme/llama@v1", "--everything").status == 2
+    assert "there is no such model" in modelfs("rm", "acme/gpt").err

@@ -66,7 +66,7 @@ class Steps:
     REGISTRY = tuple(
         name
         for name, value in vars(ObjectStore).items()
-        if callable(value) and not name.startswith("_") and name != "requests"
+        if callable(value) and not name.startswith("_") and name not in ("requests", "statistics")
     )
 
     def __init__(self, file: Path) -> None:

@@ -408,7 +408,7 @@ async def test_what_others_wrote_while_a_file_was_open_stays_and_ours_is_kept_be
 async def test_two_conflicts_of_one_moment_lose_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uploads, "_moment", lambda: "20261127T120000.000")
+    monkeypatch.setattr(uploads, "_moment", lambda _: "20261127T120000.000")
     store = FakeStore()
     async with open_house(tmp_path / "s", store) as house:
         for ours in (b"ours 1", b"ours 2"):
