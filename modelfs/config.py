@@ -242,6 +242,11 @@ class RegistryConfig(_Table):
 _NAMESPACE_DEFAULTS = NamespaceConfig()
 
 
+def said_name(field: str) -> str:
+    """Return what the file calls a setting of a registry: metadata_ttl for metadata_ttl_s."""
+    return str(RegistryConfig.model_fields[field].validation_alias or field)
+
+
 class Config(_Table):
     """The whole file."""
 
@@ -249,6 +254,10 @@ class Config(_Table):
         min_length=1, description="at least one table [registries.NAME]"
     )
     _file: Path | None = PrivateAttr(default=None)
+
+    def read_again(self) -> "Config":
+        """Read the same file anew; raises ConfigError."""
+        return load(self._file)
 
     def registry(self, name: str) -> RegistryConfig:
         """Return the registry called `name`, or raise ConfigError with the names there are."""

@@ -17,6 +17,7 @@ from modelfs.cli import (
     freezing,
     listing,
     models,
+    reloading,
     rolling,
     serving,
     showing,
@@ -91,6 +92,7 @@ def commands(
 for _command in (
     serving.mount,
     serving.umount,
+    reloading.reload,
     listing.ls,
     models.create,
     freezing.freeze,

@@ -51,7 +51,8 @@ def mount(
     """
     from modelfs.config import load
 
-    config = load(settings.config).registry(registry)
+    file = load(settings.config)
+    config = file.registry(registry)
     folder = mountpoint or config.mountpoint
     if folder is None:
         raise ModelfsError(
@@ -69,7 +70,7 @@ def mount(
         from modelfs import daemon
     except ImportError as error:  # pyfuse3 without libfuse3
         raise MountError(f"FUSE cannot be loaded ({error}): install the package fuse3") from error
-    return daemon.run(config, folder, options=words, ready_fd=ready_fd)
+    return daemon.run(config, folder, options=words, ready_fd=ready_fd, file=file)
 
 
 def _same_command(settings: Settings, registry: str, folder: Path, words: list[str]) -> list[str]:

@@ -166,6 +166,7 @@ async def status(services: Services) -> dict[str, Any]:
         "pid": os.getpid(),
         "modelfs": __version__,
         "started_ns": services.started_ns,
+        "configuration": asdict(services.reloaded),
         "reachable": reachability.reachable,
         "reachable_since_ns": reachability.since_ns,
         "reachable_error": reachability.error,

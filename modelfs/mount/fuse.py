@@ -69,6 +69,8 @@ def handler(
                 self.tree.services.bugs += 1
                 log.exception("%s failed by a bug", name)
                 raise pyfuse3.FUSEError(errno.EIO) from error
+            finally:
+                self.answered += 1
 
         return wrapped  # type: ignore[return-value]  # functools.wraps names the first argument
 
@@ -94,10 +96,15 @@ class Operations(pyfuse3.Operations):
         super().__init__()
         self.tree = tree
         tree.forget_name = _forget_name
-        self.deadline_s = tree.services.config.timeout_s + DEADLINE_GRACE_S
+        self.set_timeout(tree.services.config.timeout_s)
+        self.answered = 0  # requests, so that a busy mount is told from one that hangs
         self._handles: dict[int, Handle] = {}
         self._folders: dict[int, _OpenFolder] = {}
         self._next_handle = 1
+
+    def set_timeout(self, timeout_s: float) -> None:
+        """Let the registry be silent for so long from now on."""
+        self.deadline_s = timeout_s + DEADLINE_GRACE_S
 
     # ---------------------------------------------------------------- names
 

@@ -6,9 +6,10 @@ keeps no more than its place in the tree. Never imports pyfuse3. Owned by the tr
 """
 
 import stat
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, Protocol, TypeVar
 
@@ -87,6 +88,19 @@ class Handle(Protocol):
         """The last file descriptor is closed."""
 
 
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """What became of the configuration when it was read last: when (epoch ns), why it was refused.
+
+    `applied` and `needs_restart` name settings as the file does.
+    """
+
+    read_ns: int
+    error: str | None = None
+    applied: tuple[str, ...] = ()
+    needs_restart: tuple[str, ...] = ()
+
+
 @dataclass(slots=True)
 class Services:
     """The rooms below, for the nodes of one mount."""
@@ -107,6 +121,7 @@ class Services:
     started_ns: int
     mountpoint: Path
     warmer: Warmer
+    reloaded: Reloaded = field(default_factory=lambda: Reloaded(time.time_ns()))
     bugs: int = 0
 
 

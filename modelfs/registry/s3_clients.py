@@ -131,11 +131,14 @@ class S3Clients:
     INVARIANT: nothing but the counters and the connections changes after the constructor.
     """
 
-    def __init__(self, settings: S3Settings) -> None:
-        """Make the clients; no request is sent. Raises ConfigError."""
+    def __init__(self, settings: S3Settings, before: "S3Clients | None" = None) -> None:
+        """Make the clients; no request is sent. They count on from those `before`.
+
+        Raises ConfigError.
+        """
         self._settings = settings
-        self._counts: Counter[str] = Counter()
-        self._counts_lock = threading.Lock()
+        self._counts: Counter[str] = before._counts if before else Counter()
+        self._counts_lock: threading.Lock = before._counts_lock if before else threading.Lock()
         session = self._session()
         connect_s, read_s = min(CONNECT_MAX_S, settings.timeout_s / 3), settings.timeout_s / 3
         self.fast = self._client(session, connect_s, read_s)

@@ -12,6 +12,7 @@ import shutil
 import stat
 import time
 import uuid
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -56,6 +57,21 @@ def make_namespace(layout: Layout, name: str, namespace: NamespaceConfig) -> Non
                 log.warning("%s cannot get its namespace's owner: %s", folder, error.strerror)
         if stat.S_IMODE(found.st_mode) != namespace.mode:
             folder.chmod(namespace.mode)
+
+
+def own_namespaces(
+    layout: Layout, names: Iterable[str], namespace_of: Callable[[str], NamespaceConfig]
+) -> None:
+    """Give namespaces that are in the store what the configuration says of them now.
+
+    A namespace that was closed must not stay open until its next freeze.
+    """
+    for name in names:
+        try:
+            if (layout.models / name).exists():
+                make_namespace(layout, name, namespace_of(name))
+        except OSError as error:
+            log.warning("the namespace %s keeps its owner and mode: %s", name, error)
 
 
 def set_source(
