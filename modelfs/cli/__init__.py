@@ -14,8 +14,10 @@ import click
 
 from modelfs.cli import (
     comparing,
+    completing,
     freezing,
     listing,
+    manual,
     models,
     reloading,
     rolling,
@@ -107,6 +109,8 @@ for _command in (
     warming.evict,
     showing.status,
     showing.demo,
+    completing.completion,
+    manual.manual,
 ):
     commands.add_command(_command)
 

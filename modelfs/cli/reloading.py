@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from modelfs.cli import mounts
+from modelfs.cli import completing, mounts
 from modelfs.cli.mounts import Mount
 from modelfs.cli.options import Settings, pass_settings
 from modelfs.cli.output import say
@@ -19,7 +19,9 @@ LOOK_EVERY_S = 0.1
 
 
 @click.command(short_help="Have a mount read its configuration again.")
-@click.argument("mount", metavar="[REGISTRY|MOUNTPOINT]", required=False)
+@click.argument(
+    "mount", metavar="[REGISTRY|MOUNTPOINT]", required=False, shell_complete=completing.registries
+)
 @pass_settings
 def reload(settings: Settings, mount: str | None) -> None:
     """Have a mount read its configuration again, without a remount.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from modelfs.cli import mounts
+from modelfs.cli import completing, mounts
 from modelfs.cli.background import start
 from modelfs.cli.options import Settings, pass_settings
 from modelfs.cli.output import say
@@ -15,7 +15,7 @@ from modelfs.errors import ModelfsError, MountError
 
 
 @click.command(short_help="Mount a registry.")
-@click.argument("registry")
+@click.argument("registry", shell_complete=completing.registries)
 @click.argument("mountpoint", required=False, type=click.Path(path_type=Path))
 @click.option(
     "-o",
@@ -97,7 +97,7 @@ def _log_to_stderr(is_verbose: bool) -> None:
 
 
 @click.command(short_help="Upload what waits, then unmount.")
-@click.argument("mountpoint")
+@click.argument("mountpoint", shell_complete=completing.mountpoints)
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from modelfs.cli import mounts
+from modelfs.cli import completing, mounts
 from modelfs.cli.arguments import is_path, version_argument, version_name
 from modelfs.cli.failures import explained
 from modelfs.cli.options import Settings, as_json, in_registry, pass_settings
@@ -18,7 +18,7 @@ from modelfs.names import LATEST, MAIN, VersionId, is_version_name
 
 
 @click.command(short_help="Print the plain folder of a version.")
-@click.argument("version", metavar="NS/MODEL@VERSION|ALIAS")
+@click.argument("version", metavar="NS/MODEL@VERSION|ALIAS", shell_complete=completing.versions)
 @in_registry
 @as_json
 @pass_settings
@@ -86,7 +86,7 @@ def _stored_path(settings: Settings, wanted: VersionId) -> dict[str, str]:
 
 
 @click.command(short_help="Delete a version.")
-@click.argument("version", metavar="NS/MODEL@VERSION")
+@click.argument("version", metavar="NS/MODEL@VERSION", shell_complete=completing.versions)
 @in_registry
 @pass_settings
 def rm(settings: Settings, version: str) -> None:
