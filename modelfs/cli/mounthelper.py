@@ -1,6 +1,9 @@
-"""What mount(8) and umount(8) call: mount.modelfs and umount.fuse.modelfs.
+"""What mount(8) and umount(8) call: mount.modelfs and umount.modelfs.
 
 So `mount -t modelfs hub /models/hub`, a line of /etc/fstab, and `umount /models/hub` work.
+umount(8) believes statfs(2), which says `fuse` for all of FUSE, and finds no helper then; where
+mount(8) has noted anything of a mount (in /run/mount/utab) it takes the whole type, and finds
+umount.fuse.modelfs. As a plain user it takes the noted `uhelper`, umount.modelfs.
 Options that are for mount(8), systemd or init go no further; of ours there are `config=FILE`,
 `log_file=FILE` and `verbose`; the rest is for FUSE.
 """
@@ -12,11 +15,13 @@ from dataclasses import dataclass, field
 from getopt import GetoptError, gnu_getopt
 
 from modelfs import cli
-from modelfs.cli.mounts import SOURCE
+from modelfs.cli.mounts import FSTYPE, SOURCE
 from modelfs.cli.output import complain
+from modelfs.mount.mountpoints import run_bounded
 
 USAGE, FAILED = 1, 32  # as mount(8) has them
-UMOUNT = "/bin/umount"
+MOUNT, UMOUNT = "/bin/mount", "/bin/umount"
+NOTE_LIMIT_S = 10.0
 
 # fmt: off
 _OTHERS = frozenset({
@@ -54,13 +59,23 @@ def mount(arguments: Sequence[str] | None = None) -> int:
         return 0
     wish = _wish_of(said + (["ro"] if "-r" in names else []))
     options = ["-o", ",".join(wish.fuse)] if wish.fuse else []
+    registry = words[0].removeprefix(SOURCE)
     status = cli.main(
         [
             *(*wish.program, "mount", *wish.command, *options, "--background", "--"),
-            *(words[0].removeprefix(SOURCE), words[1]),
+            *(registry, words[1]),
         ]
     )
-    return FAILED if status else 0
+    if status:
+        return FAILED
+    _note_umount(registry, words[1])
+    return 0
+
+
+def _note_umount(registry: str, folder: str) -> None:
+    """Have umount(8) call us; without that it unmounts, and the daemon uploads afterwards."""
+    note = ["--internal-only", "--fake", "-t", FSTYPE, "-o", "uhelper=modelfs"]
+    run_bounded([MOUNT, *note, f"{SOURCE}{registry}", folder], NOTE_LIMIT_S)
 
 
 def _wish_of(options: Sequence[str]) -> _Wish:
@@ -79,16 +94,16 @@ def _wish_of(options: Sequence[str]) -> _Wish:
 
 
 def umount(arguments: Sequence[str] | None = None) -> int:
-    """Serve as `umount.fuse.modelfs FOLDER [-flnrv]`; return its exit status.
+    """Serve as `umount.modelfs FOLDER [-flnrv]`; return its exit status.
 
     What waits is uploaded first; with -l or -f nothing is waited for.
     """
     try:
         flags, words = gnu_getopt(list(arguments or sys.argv[1:]), "flnrvN:t:")
     except GetoptError as error:
-        return _usage(f"umount.fuse.modelfs: {error}")
+        return _usage(f"umount.modelfs: {error}")
     if len(words) != 1:
-        return _usage("usage: umount.fuse.modelfs FOLDER [-fl]")
+        return _usage("usage: umount.modelfs FOLDER [-fl]")
     if force := [flag for flag, _ in flags if flag in ("-f", "-l")]:
         os.execv(UMOUNT, [UMOUNT, "--internal-only", *force, "--", words[0]])
     return FAILED if cli.main(["umount", "--", words[0]]) else 0
