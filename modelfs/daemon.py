@@ -280,7 +280,7 @@ class _Daemon:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._announce, services, background, report, name="announce")
                 nursery.start_soon(self._obey, services, nursery.cancel_scope, name="signals")
-                nursery.start_soon(self._reload, services, operations, name="reload")
+                nursery.start_soon(self._reload, services, operations, report, name="reload")
                 await pyfuse3.main(max_tasks=WAITING_REQUESTS)
                 nursery.cancel_scope.cancel()
         finally:
@@ -310,7 +310,7 @@ class _Daemon:
         background.start_soon(services.native.run, name="native mounts")
         background.start_soon(report.run, name="report to systemd")
 
-    async def _reload(self, services: Services, operations: Operations) -> None:
+    async def _reload(self, services: Services, operations: Operations, report: Report) -> None:
         """Obey SIGHUP: read the configuration again, or end with the terminal that is gone."""
         reloading = None
         if self._file is not None:
@@ -324,7 +324,7 @@ class _Daemon:
                 elif reloading is not None:
                     notify_reloading()
                     self._config = await reloading.reload()
-                    notify("READY=1")
+                    report.say("READY=1")
 
     async def _obey(self, services: Services, serving: trio.CancelScope) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
