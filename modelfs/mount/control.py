@@ -15,9 +15,13 @@ from typing import Any
 
 from modelfs import __version__
 from modelfs.errors import NotFound
+from modelfs.mount.confining import confined, namespaces_seen, sees_all
 from modelfs.mount.handles import TextHandle
 from modelfs.mount.tree import Attributes, Folder, Maker, Node, Opened, Services, Tree
 from modelfs.names import ModelId, VersionId
+from modelfs.store.sources import Caller
+
+STATUS = "status.json"
 
 Content = Callable[[], Awaitable[bytes]]
 
@@ -67,10 +71,11 @@ class RootControl(ControlFolder):
     """`.modelfs` of the root."""
 
     async def names(self) -> list[str]:
-        return ["README", "status.json"]
+        return ["README", STATUS]
 
     def make(self, name: str) -> Node:
-        return self.child(name, ControlFile, partial(_ROOT_FILES[name], self.services))
+        kind = StatusFile if name == STATUS else ControlFile
+        return self.child(name, kind, partial(_ROOT_FILES[name], self.services))
 
 
 class ModelControl(ControlFolder):
@@ -133,6 +138,18 @@ class ControlFile(Node):
         return Opened(TextHandle(self._content), is_direct=True)
 
 
+class StatusFile(ControlFile):
+    """status.json: it names no model of a namespace that who opens it may not list."""
+
+    async def open_for(self, caller: Caller, *, write: bool, truncate: bool) -> Opened:
+        services = self.services
+        if write or sees_all(caller, services.uid):
+            return await self.open(write=write, truncate=truncate)
+        may_see = namespaces_seen(services.config, caller, services.uid, services.gid)
+        content = confined(await status(services), may_see)
+        return Opened(TextHandle(_as_json(content)), is_direct=True)
+
+
 async def _readme(services: Services) -> bytes:
     config = services.config
     return README.format(
@@ -146,10 +163,14 @@ async def _readme(services: Services) -> bytes:
 
 
 async def _status(services: Services) -> bytes:
-    return (json.dumps(await status(services), indent=2) + "\n").encode()
+    return _as_json(await status(services))
 
 
-_ROOT_FILES = {"README": _readme, "status.json": _status}
+def _as_json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+_ROOT_FILES = {"README": _readme, STATUS: _status}
 
 
 async def status(services: Services) -> dict[str, Any]:

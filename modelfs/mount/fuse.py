@@ -250,8 +250,10 @@ class Operations(pyfuse3.Operations):
 
     @handler(is_bounded=False)
     async def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
-        opened = await self.tree[inode].open(
-            write=flags & os.O_ACCMODE != os.O_RDONLY, truncate=bool(flags & os.O_TRUNC)
+        opened = await self.tree[inode].open_for(
+            _caller(ctx),
+            write=flags & os.O_ACCMODE != os.O_RDONLY,
+            truncate=bool(flags & os.O_TRUNC),
         )
         return self._opened(opened)
 

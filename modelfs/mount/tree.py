@@ -180,6 +180,10 @@ class Node(ABC):
     async def open(self, *, write: bool, truncate: bool) -> Opened:
         raise IsAFolder(f"{self.name} is a folder")
 
+    async def open_for(self, caller: Caller, *, write: bool, truncate: bool) -> Opened:
+        """Open for a caller, where what is shown depends on who asks."""
+        return await self.open(write=write, truncate=truncate)
+
     async def change(self, change: Change) -> None:
         """Set size or time; what is not a file of main/ is not changed by anyone."""
         self.refuse_change()
