@@ -60,7 +60,7 @@ def analyze(folder: Path, *arguments: str) -> str:
 def test_systemd_takes_the_units(units: Path) -> None:
     drop_in = units / "modelfs@hub.service.d"
     drop_in.mkdir()
-    (drop_in / "store.conf").write_text("[Unit]\nRequiresMountsFor=/ceph/modelfs/hub\n")
+    (drop_in / "store.conf").write_text("[Unit]\nWants=ceph.mount\nAfter=ceph.mount\n")
     names = ("modelfs@hub.service", "modelfs-verify@hub.service", "modelfs-verify@hub.timer")
     said = analyze(units, "verify", "--man=no", *(f"./{name}" for name in names))
     assert not [line for line in said.splitlines() if "modelfs" in line]
