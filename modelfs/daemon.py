@@ -323,7 +323,10 @@ class _Daemon:
                     signal.raise_signal(signal.SIGTERM)
                 elif reloading is not None:
                     notify_reloading()
-                    self._config = await reloading.reload()
+                    try:
+                        self._config = await reloading.reload()
+                    except Exception:  # which must not end the mount
+                        log.exception("reading the configuration again failed by a bug")
                     report.say("READY=1")
 
     async def _obey(self, services: Services, serving: trio.CancelScope) -> None:

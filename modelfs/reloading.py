@@ -7,6 +7,7 @@ restart. A new configuration that is wrong is refused as a whole, and the old on
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 
 import trio
 
@@ -18,6 +19,8 @@ from modelfs.registry.s3 import S3Settings, S3Store
 from modelfs.store import publishing
 
 log = logging.getLogger(__name__)
+
+STORE_LIMIT_S = 10.0
 
 LIVE = frozenset(
     {
@@ -55,7 +58,8 @@ class Reloading:
             new = file.registry(self._started.name)
             changed = [name for name in LIVE if _differ(name, new, services.config)]
             config = services.config.model_copy(update={n: getattr(new, n) for n in changed})
-            await trio.to_thread.run_sync(self._check, config)
+            if "store_filesystem" in changed:
+                await trio.to_thread.run_sync(self._check, config)
             await trio.to_thread.run_sync(self._s3.use, S3Settings.of(config))
         except (ModelfsError, OSError) as error:
             line = "; ".join(str(error).splitlines())
@@ -89,8 +93,14 @@ class Reloading:
             for name in sorted({*before.namespaces, *config.namespaces})
             if before.namespace_of(name) != config.namespace_of(name)
         ]
+        if not names:
+            return
         layout = self._services.library.layout
-        await self._services.disk.run(publishing.own_namespaces, layout, names, config.namespace_of)
+        own = partial(publishing.own_namespaces, layout, names, config.namespace_of)
+        with trio.move_on_after(STORE_LIMIT_S) as limit:  # a disk that hangs ends it some day
+            await self._services.disk.run_or_leave(own)
+        if limit.cancelled_caught:
+            log.warning("namespaces get their owners when the store answers: %s", ", ".join(names))
 
     def _tell(self, file: Config, new: RegistryConfig, changed: list[str]) -> None:
         applied = tuple(sorted(map(said_name, changed)))
