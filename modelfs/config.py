@@ -34,7 +34,9 @@ from modelfs.units import GIB, KIB, MIB
 
 DEFAULT_FILE = Path("/etc/modelfs/modelfs.toml")
 DEFAULT_STORES = Path("/var/lib/modelfs")
-DEFAULT_LOCAL_ONLY = (".ipynb_checkpoints", ".~*", "*.swp", ".nfs*")
+DEFAULT_LOCAL_ONLY = (  # of Jupyter; vim and nano; emacs; NFS
+    *(".ipynb_checkpoints", ".~*", "*.swp", ".*.swpx", ".*.sw[a-o]", ".#*", "#*#", ".nfs*"),
+)
 
 ID_MAX = (1 << 32) - 2  # the kernel keeps 2**32 - 1 for "no id"
 

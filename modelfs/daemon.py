@@ -157,6 +157,7 @@ class _Daemon:
             await services.cache.load()
             for staged in await services.staging.load():
                 services.writeback.start(staged)
+            background.start_soon(services.writeback.uploader.sweep, name="unfinished uploads")
             background.start_soon(services.registry.watch, name="registry watch")
             background.start_soon(services.health.watch, self._hold_again, name="store watch")
             background.start_soon(self._own_namespaces, services, name="owners of namespaces")

@@ -24,6 +24,7 @@ LIMIT_S = 60.0
 _CONNECTION = re.compile(rb"\r\nconnection:[^\r]*", re.IGNORECASE)
 _LENGTH = re.compile(rb"(\r\ncontent-length: *)([0-9]+)", re.IGNORECASE)
 _RANGE = re.compile(rb"\r\nrange: *bytes=([0-9]+)-", re.IGNORECASE)
+_ETAG = re.compile(rb'(\r\netag: *"?)([0-9a-f]{4})', re.IGNORECASE)
 _UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
@@ -40,6 +41,22 @@ class Fault(Enum):
     WRONG = auto()  # every byte of the body is another one
     SLOW = auto()  # the right body, a little at a time
     HOLD = auto()  # the request waits as long as the fault lasts
+    FORBIDDEN = auto()  # 403, the rights are missing
+    QUOTA = auto()  # 403, the quota is used up
+    WRONG_ETAG = auto()  # the answer names another ETag than the gateway did
+
+
+def _refusal(code: str) -> bytes:
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+    head = f"HTTP/1.1 403 Forbidden\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}"
+    return head.encode() + b"\r\nConnection: close\r\n\r\n" + body
+
+
+_REFUSALS = {
+    Fault.UNAVAILABLE: _UNAVAILABLE,
+    Fault.FORBIDDEN: _refusal("AccessDenied"),
+    Fault.QUOTA: _refusal("QuotaExceeded"),
+}
 
 
 def is_any(head: bytes) -> bool:
@@ -110,8 +127,8 @@ class FaultyProxy:
                 self.faults += fault is not Fault.NONE
             if fault is Fault.RESET:
                 _reset(conn)
-            elif fault is Fault.UNAVAILABLE:
-                conn.sendall(_UNAVAILABLE)
+            elif refusal := _REFUSALS.get(fault):
+                conn.sendall(refusal)
             else:
                 while fault is Fault.HOLD is self.fault and not self._over.wait(0.01):
                     pass
@@ -136,6 +153,8 @@ class FaultyProxy:
         half = int(found[2]) // 2 if found else 0
         if fault is Fault.SHORT_LENGTH:
             head = _LENGTH.sub(rb"\g<1>%d" % half, head)
+        if fault is Fault.WRONG_ETAG:
+            head = _ETAG.sub(rb"\g<1>0bad", head)
         conn.sendall(_closing(head))
         is_cut = fault in (Fault.STALL, Fault.SHORT, Fault.SHORT_LENGTH)
         left = half if is_cut else 1 << 62

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from modelfs import config
-from modelfs.config import CacheConfig, NamespaceConfig, RegistryConfig, load
+from modelfs.config import DEFAULT_LOCAL_ONLY, CacheConfig, NamespaceConfig, RegistryConfig, load
 from modelfs.errors import ConfigError
 from modelfs.units import GIB, KIB, MIB
 
@@ -57,7 +57,7 @@ def test_an_endpoint_and_a_bucket_are_enough(registry):
     assert (hub.metadata_ttl_s, hub.timeout_s, hub.drain_timeout_s) == (5, 30, 60)
     assert (hub.part_size, hub.parallel_requests, hub.staged_max) == (8 * MIB, 16, None)
     assert (hub.read_ahead, hub.read_ahead_formats) == (128 * MIB, True)
-    assert hub.local_only == (".ipynb_checkpoints", ".~*", "*.swp", ".nfs*")
+    assert hub.local_only == DEFAULT_LOCAL_ONLY
     assert (hub.read_only, hub.native_versions) == (False, True)
     assert (hub.cache.max_size, hub.cache.min_free) == (50 * GIB, "5%")
 

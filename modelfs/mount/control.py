@@ -197,6 +197,7 @@ async def status(services: Services) -> dict[str, Any]:
         "read_ahead": asdict(services.prefetcher.statistics()),
         "store": _store(services),
         "uploads": _uploads(services),
+        "unfinished_uploads": [asdict(upload) for upload in services.writeback.uploader.unfinished],
         "freezes": _freezes(services),
         "damaged": [
             {"version": str(version), "error": reason}
@@ -209,7 +210,7 @@ async def status(services: Services) -> dict[str, Any]:
         "counters": {
             "fetched_parts": services.fetcher.fetched_parts,
             "uploaded_files": services.writeback.uploaded_files,
-            "conflicts": services.writeback.conflicts,
+            "conflicts": services.writeback.uploader.conflicts,
             "bugs": services.bugs,
         },
     }

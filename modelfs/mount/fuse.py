@@ -15,8 +15,9 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import pyfuse3
 import trio
 
-from modelfs.errors import InvalidName, ModelfsError, NoData, NotFound, NotPermitted
+from modelfs.errors import InvalidName, ModelfsError, NameTooLong, NotFound, NotPermitted
 from modelfs.mount.tree import Attributes, Change, Folder, Handle, Maker, Node, Opened, Tree
+from modelfs.names import NAME_MAX_BYTES
 from modelfs.store.layout import free_bytes
 from modelfs.store.sources import Caller
 
@@ -111,6 +112,8 @@ class Operations(pyfuse3.Operations):
     @handler(is_bounded=True)
     async def lookup(self, parent: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
         folder = self.tree.folder(parent)
+        if len(name) > NAME_MAX_BYTES:  # the kernel's own limit is higher
+            raise NameTooLong(f"a name of {len(name)} bytes")
         try:
             return self._shown(await folder.lookup(_text(name)))
         except (NotFound, InvalidName) as error:
@@ -231,6 +234,8 @@ class Operations(pyfuse3.Operations):
         first = max(0, start - len(dots))
         for index, (name, make) in enumerate(opened.entries[first:], first):
             node = make()
+            if node is None:
+                continue
             shown = _convert(node.attributes())
             number = index + len(dots) + 1
             if not pyfuse3.readdir_reply(token, os.fsencode(name), shown, number):
@@ -335,8 +340,7 @@ class Operations(pyfuse3.Operations):
 
     @handler(is_bounded=True)
     async def removexattr(self, inode: int, name: bytes, ctx: Any) -> None:
-        self.tree[inode].refuse_change()
-        raise NoData("no such attribute can be removed")
+        self.tree[inode].remove_xattr(os.fsdecode(name).removeprefix(XATTR_PREFIX))
 
 
 def _errno_of(error: OSError) -> int:

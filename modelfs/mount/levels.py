@@ -5,6 +5,7 @@ registry down, without a request, since the store is asked first.
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from functools import partial
 from typing import NoReturn
 
@@ -212,7 +213,7 @@ class ModelFolder(Level):
             found.append((name, partial(self.child, name, VersionFolder, version, "", view)))
         return sorted(found, key=lambda item: item[0])
 
-    async def _main(self) -> Maker:
+    async def _main(self) -> Callable[[], Node]:
         """Return what makes the node of `main`: a folder, or a link to the source's."""
         source = await self.services.library.sources.find(self.model)
         if source is None:

@@ -14,7 +14,7 @@ from modelfs.errors import ModelfsError, NotFound, Stale
 from modelfs.mount.tree import Services
 from modelfs.names import ModelId
 from modelfs.registry.objects import ObjectInfo, format_mtime
-from modelfs.store.staging import Promise, StagedFile
+from modelfs.store.stagedfile import Promise, StagedFile
 
 PARALLEL_COPIES = 8
 
@@ -110,10 +110,17 @@ async def touch(
 async def move_file(
     services: Services, model: ModelId, path: str, to_model: ModelId, to_path: str
 ) -> None:
-    """Rename a file: copy its object, delete the old one, move what is staged of it."""
+    """Rename a file: copy its object, delete the old one, move what is staged of it.
+
+    A name that stays on this node gets no object: what is renamed to it must be staged.
+    """
+    goes_local = services.staging.is_local(to_path)
     async with _held(services, model, path) as staged:
-        if staged is None or staged.base is not None:
-            base: ObjectInfo | None = await _move_object(services, model, path, to_model, to_path)
+        base: ObjectInfo | None = None
+        if goes_local:
+            assert staged is not None
+        elif staged is None or staged.base is not None:
+            base = await _move_object(services, model, path, to_model, to_path)
         else:
             base = services.registry.known_file(to_model, to_path)
         async with _held(services, to_model, to_path) as target:
@@ -121,6 +128,8 @@ async def move_file(
                 await services.staging.discard(target)
         if staged is not None:
             await _move_staged(services, staged, to_model, to_path, base)
+        if goes_local and services.registry.known_file(model, path) is not None:
+            await _delete_object(services, model, path)
 
 
 async def _move_staged(
@@ -130,11 +139,15 @@ async def _move_staged(
     path: str,
     base: ObjectInfo | None,
 ) -> None:
-    staged.base, staged.base_etag = base, base.id.etag if base else None
+    was_local, is_local = staged.promise is Promise.LOCAL, services.staging.is_local(path)
+    staged.replaces(base)
     services.staging.move(staged, model, path)
-    if staged.promise is Promise.LOCAL and not services.staging.is_local(path):
+    if was_local and not is_local:
         staged.generation += 1  # from now on it belongs into the registry
         await services.writeback.publish_later(staged)
+    elif is_local and not was_local:
+        staged.uploaded_generation = staged.generation
+        await services.staging.promise(staged, Promise.LOCAL, durable=True)
     else:
         await services.staging.promise(staged, staged.promise, durable=False)
 
@@ -175,7 +188,7 @@ async def move_folder(
         await put_marker(services, to_model, to_path)
     for relative, copied in copies.items():
         registry.note_put(to_model, f"{to_path}/{relative}", copied)
-    services.staging.local_folders.discard((model, path))
+    services.staging.move_local_folders(model, path, to_model, to_path)
     await _move_all_staged(services, model, path, to_model, to_path, copies)
     await _delete_moved(services, [info.id.key for info in objects])
     for relative in copies:

@@ -4,7 +4,9 @@ from functools import partial
 
 from modelfs.errors import (
     AlreadyExists,
+    CrossDevice,
     IsAFolder,
+    ModelfsError,
     NotAFolder,
     NotEmpty,
     NotFound,
@@ -19,7 +21,7 @@ from modelfs.mount.workfile import WorkFile, WorkPlace
 from modelfs.names import ModelId, check_component
 from modelfs.registry.listing import Folder as ListedFolder
 from modelfs.store.sources import Caller
-from modelfs.store.staging import StagedFile
+from modelfs.store.stagedfile import StagedFile
 
 
 class WorkFolder(WorkPlace):
@@ -49,6 +51,8 @@ class WorkFolder(WorkPlace):
         if self.services.config.read_only:
             raise ReadOnly("this mount is read-only")
 
+    brought_along = frozenset(("state", "progress", "digest", "error", "path"))  # of a version
+
     async def listed(self) -> ListedFolder:
         """Return what the registry holds in this folder; an empty one for a local model."""
         try:
@@ -63,6 +67,9 @@ class WorkFolder(WorkPlace):
 
     def _local_folders(self) -> set[str]:
         return self.services.staging.folders_in(self.model, self.path)
+
+    async def is_empty(self) -> bool:
+        return (await self.listed()).is_empty and not self._staged() and not self._local_folders()
 
     async def refresh(self) -> None:
         if not self.is_detached:
@@ -96,15 +103,27 @@ class WorkFolder(WorkPlace):
     _absent_ttl_s = 0.0
 
     async def entries(self) -> list[tuple[str, Maker]]:
-        listed = await self.listed()
-        found: dict[str, Maker] = {
-            name: partial(self.child, name, WorkFile, info) for name, info in listed.files.items()
-        }
-        for name, staged in self._staged().items():
-            found[name] = partial(self.child, name, WorkFile, staged.base)
-        for name in listed.folders | self._local_folders():
-            found[name] = partial(self.child, name, WorkFolder)
-        return sorted(found.items())
+        listed, local = await self.listed(), self._local_folders()
+        names = {*listed.files, *listed.folders, *self._staged(), *local}
+        return [(name, partial(self._made, name, listed, local)) for name in sorted(names)]
+
+    def _made(self, name: str, listed: ListedFolder, local: set[str]) -> Node | None:
+        """Return the child as it is now: the kernel reads a folder bit by bit, and believes it.
+
+        Where memory has forgotten the folder, it is as it was listed.
+        """
+        path = self.path_of(name)
+        staged = self.services.staging.get(self.model, path)
+        if staged is not None:
+            return self.child(name, WorkFile, staged.base)
+        known = self.known()
+        listed = known if known.listed_at else listed
+        if name in listed.folders:
+            return self.child(name, WorkFolder)
+        if name in local and self.services.staging.has_folder(self.model, path):
+            return self.child(name, WorkFolder)
+        info = listed.files.get(name)
+        return self.child(name, WorkFile, info) if info else None
 
     async def _absent(self, name: str) -> None:
         if self.is_detached and self._model is not None:  # main is a link just now
@@ -138,8 +157,7 @@ class WorkFolder(WorkPlace):
         node = await self.lookup(name)
         if not isinstance(node, WorkFolder):
             raise NotAFolder(f"{name} is a file")
-        listed = await node.listed()
-        if not listed.is_empty or node._staged() or node._local_folders():
+        if not await node.is_empty():
             raise NotEmpty(f"{name} is not empty")
         await self.keep()
         await moving.delete_marker(self.services, self.model, node.path)
@@ -189,18 +207,34 @@ class WorkFolder(WorkPlace):
             return
         if target is not None and not replace:
             raise AlreadyExists(f"{new_name} exists")
+        was_local = self.services.staging.is_local(self.path_of(name))
         if isinstance(node, WorkFolder):
             await self._rename_folder(node, into, new_name, target)
         else:
             if isinstance(target, WorkFolder):
                 raise IsAFolder(f"{new_name} is a folder")
+            assert isinstance(node, WorkFile)
             await self.keep()
             if isinstance(target, WorkFile):
                 await target.before_its_name_goes()
-            path = into.path_of(new_name)
-            await moving.move_file(self.services, self.model, self.path_of(name), into.model, path)
+            await self._rename_file(node, into, new_name)
         self.tree.move(node, into, new_name)
         _follow(node)
+        if was_local and isinstance(node, WorkFile):
+            await node.publish_what_was_local()
+
+    async def _rename_file(self, node: WorkFile, into: "WorkFolder", new_name: str) -> None:
+        services, old, path = self.services, node.path, into.path_of(new_name)
+        was_clean = node.staged is None
+        if services.staging.is_local(path) and was_clean:
+            await node.stage()  # from now on its bytes are here alone
+        try:
+            await moving.move_file(services, self.model, old, into.model, path)
+        except ModelfsError:
+            staged = services.staging.get(self.model, old)
+            if was_clean and staged is not None and not staged.users:
+                await services.writeback.publish_later(staged)  # it is what it was
+            raise
 
     async def _rename_folder(
         self, node: "WorkFolder", into: "WorkFolder", new_name: str, target: Node | None
@@ -208,10 +242,12 @@ class WorkFolder(WorkPlace):
         if target is not None:
             if not isinstance(target, WorkFolder):
                 raise NotAFolder(f"{new_name} is a file")
-            if not (await target.listed()).is_empty or target._staged():
+            if not await target.is_empty():
                 raise NotEmpty(f"{new_name} is not empty")
+        path, is_local = into.path_of(new_name), self.services.staging.is_local
+        if is_local(path) != is_local(node.path):  # mv copies its files then, one by one
+            raise CrossDevice(f"of {node.path} and {path} one stays on this node")
         await self.keep()
-        path = into.path_of(new_name)
         await moving.move_folder(self.services, self.model, node.path, into.model, path)
 
 

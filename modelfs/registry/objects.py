@@ -16,6 +16,12 @@ Progress = Callable[[int], None]
 MTIME = "mtime"
 """The metadata key of an object's recorded time, as rclone writes it."""
 
+PART_SIZES = "modelfs-parts"
+"""The metadata key of the sizes of the parts in which an object came, where they are odd."""
+
+ABSENT = "*"
+"""The condition of a write that there be no object; else it is the ETag that is to be replaced."""
+
 _SECOND_NS = 10**9
 _MTIME = re.compile(r"(-?)([0-9]{1,11})(?:\.([0-9]*))?", re.ASCII)
 
@@ -69,6 +75,7 @@ class ObjectInfo:
     metadata: Mapping[str, str] | None = None
     etag_parts: int | None = None
     checksum: str | None = None
+    part_sizes: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +105,15 @@ class UploadedPart:
 
     number: int
     etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnfinishedUpload:
+    """A multipart upload that was neither finished nor aborted; `started_ns` since 1970."""
+
+    key: str
+    id: str
+    started_ns: int
 
 
 class ObjectStore(Protocol):
@@ -142,11 +158,19 @@ class ObjectStore(Protocol):
         """
 
     def put(
-        self, key: str, fd: int, size: int, metadata: Mapping[str, str], progress: Progress
+        self,
+        key: str,
+        fd: int,
+        size: int,
+        metadata: Mapping[str, str],
+        progress: Progress,
+        condition: str | None = None,
     ) -> ObjectInfo:
         """Upload `size` bytes of `fd` from 0 in one request, with Content-MD5.
 
-        Raises WrongBytes where the registry answers with another MD5 than was sent.
+        Raises WrongBytes where the registry answers with another MD5 than was sent, and Stale
+        where it finds that `condition` (an ETag, ABSENT) does not hold. Not every registry
+        looks: some ignore conditions, some refuse all on a bucket that keeps versions.
         """
 
     def put_empty(self, key: str, metadata: Mapping[str, str]) -> ObjectInfo:
@@ -170,6 +194,15 @@ class ObjectStore(Protocol):
         Raises NotFound where the upload is gone, WrongBytes as `put` does.
         """
 
+    def copy_part(
+        self, source: ObjectInfo, offset: int, length: int, key: str, upload_id: str, number: int
+    ) -> UploadedPart:
+        """Have bytes of an object copied inside the registry as part `number` (from 1).
+
+        Not every registry sees that the source is in another state by now: who copies asks
+        before and after. Raises NotSupported for a key that not every registry copies from.
+        """
+
     def finish_upload(
         self, key: str, upload_id: str, parts: Sequence[UploadedPart], size: int
     ) -> ObjectInfo:
@@ -177,6 +210,9 @@ class ObjectStore(Protocol):
 
         An upload that is gone because an earlier try succeeded counts as a success.
         """
+
+    def unfinished_uploads(self, prefix: str) -> Sequence[UnfinishedUpload]:
+        """List multipart uploads below `prefix` that are under way or were left: 1,000 at most."""
 
     def abort_upload(self, key: str, upload_id: str) -> None:
         """Forget a multipart upload; one that is gone already is no error."""

@@ -13,15 +13,25 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import IO, Any, cast
 
-from modelfs.errors import ModelfsError, NotFound, RegistryError, RegistryUnavailable, Stale
+from modelfs.errors import (
+    ModelfsError,
+    NotFound,
+    NotSupported,
+    RegistryError,
+    RegistryUnavailable,
+    Stale,
+)
 from modelfs.registry import s3_answers as answers
 from modelfs.registry.bodies import FileBody, md5_of, receive
 from modelfs.registry.objects import (
+    ABSENT,
+    PART_SIZES,
     Checksum,
     ListPage,
     ObjectId,
     ObjectInfo,
     Progress,
+    UnfinishedUpload,
     UploadedPart,
 )
 from modelfs.registry.s3_clients import S3Clients, S3Settings, was_answered
@@ -150,12 +160,19 @@ class S3Store:
     # --------------------------------------------------------------- writing
 
     def put(
-        self, key: str, fd: int, size: int, metadata: Mapping[str, str], progress: Progress
+        self,
+        key: str,
+        fd: int,
+        size: int,
+        metadata: Mapping[str, str],
+        progress: Progress,
+        condition: str | None = None,
     ) -> ObjectInfo:
-        return self._put(key, FileBody(fd, 0, size, progress), md5_of(fd, 0, size), size, metadata)
+        body = FileBody(fd, 0, size, progress)
+        return self._put(key, body, md5_of(fd, 0, size), size, metadata, condition)
 
     def put_empty(self, key: str, metadata: Mapping[str, str]) -> ObjectInfo:
-        return self._put(key, b"", hashlib.md5(usedforsecurity=False).digest(), 0, metadata)
+        return self._put(key, b"", hashlib.md5(usedforsecurity=False).digest(), 0, metadata, None)
 
     def _put(
         self,
@@ -164,7 +181,11 @@ class S3Store:
         digest: bytes,
         size: int,
         metadata: Mapping[str, str],
+        condition: str | None,
     ) -> ObjectInfo:
+        wish: dict[str, Any] = {}
+        if condition is not None:  # the ETag without quotes, as Ceph's gateway wants it
+            wish = {"IfNoneMatch": "*"} if condition == ABSENT else {"IfMatch": condition}
         with self._translated(key):
             answer = self._fast.put_object(
                 Bucket=self._bucket,
@@ -172,6 +193,7 @@ class S3Store:
                 Body=cast("IO[bytes]", body) if size else b"",
                 ContentMD5=_in_base64(digest),
                 Metadata=answers.encode_metadata(metadata),
+                **wish,
             )
         etag = answers.checked_etag(answer, digest, key)
         modified_ns = answers.answered_at_ns(answer)
@@ -213,6 +235,34 @@ class S3Store:
                 ContentMD5=_in_base64(digest),
             )
         return UploadedPart(number, answers.checked_etag(answer, digest, key))
+
+    def copy_part(
+        self, source: ObjectInfo, offset: int, length: int, key: str, upload_id: str, number: int
+    ) -> UploadedPart:
+        if "%" in source.id.key or "+" in source.id.key:
+            raise NotSupported(f"{source.id.key!r}: Ceph's gateway would take another key for it")
+        return self._copy_part(source.id, offset, length, key, upload_id, number)
+
+    def _copy_part(
+        self, source: ObjectId, offset: int, length: int, key: str, upload_id: str, number: int
+    ) -> UploadedPart:
+        with self._translated(source.key):
+            answer = self._slow.upload_part_copy(
+                Bucket=self._bucket,
+                Key=key,
+                UploadId=upload_id,
+                PartNumber=number,
+                CopySourceRange=f"bytes={offset}-{offset + length - 1}",
+                **self._copy_source(source),
+            )
+            return UploadedPart(number, answers.etag_of(answer["CopyPartResult"]))
+
+    def unfinished_uploads(self, prefix: str) -> Sequence[UnfinishedUpload]:
+        with self._translated():
+            answer = self._fast.list_multipart_uploads(
+                Bucket=self._bucket, Prefix=prefix, MaxUploads=PAGE_KEYS
+            )
+            return answers.unfinished_of(answer)
 
     def finish_upload(
         self, key: str, upload_id: str, parts: Sequence[UploadedPart], size: int
@@ -269,6 +319,7 @@ class S3Store:
             except RegistryError as error:
                 if small or type(error) is not RegistryError:
                     raise  # any other refusal is of a size that it does not copy whole
+        wanted = {name: said for name, said in wanted.items() if name != PART_SIZES}
         return self._copy_parts(source, key, wanted, headers)
 
     def _copy_whole(
@@ -318,24 +369,15 @@ class S3Store:
     ) -> ObjectInfo:
         size = source.size
         step = max(self._settings.copy_part_bytes, -(-size // PARTS_MAX))
-        ranges = [(at, min(at + step, size) - 1) for at in range(0, size, step)]
+        spans = [(at, min(step, size - at)) for at in range(0, size, step)]
         upload_id = self._start_upload(key, metadata, headers)
 
-        def copy_part(number: int, first: int, last: int) -> UploadedPart:
-            with self._translated(source.id.key):
-                answer = self._slow.upload_part_copy(
-                    Bucket=self._bucket,
-                    Key=key,
-                    UploadId=upload_id,
-                    PartNumber=number,
-                    CopySourceRange=f"bytes={first}-{last}",
-                    **self._copy_source(source.id),
-                )
-                return UploadedPart(number, answers.etag_of(answer["CopyPartResult"]))
+        def copy_part(number: int, offset: int, length: int) -> UploadedPart:
+            return self._copy_part(source.id, offset, length, key, upload_id, number)
 
         try:
             with ThreadPoolExecutor(PARALLEL_COPIES, "copy") as pool:
-                jobs = [pool.submit(copy_part, n, *span) for n, span in enumerate(ranges, 1)]
+                jobs = [pool.submit(copy_part, n, *span) for n, span in enumerate(spans, 1)]
                 try:
                     parts = [job.result() for job in jobs]
                 except BaseException:

@@ -215,6 +215,25 @@ def test_a_file_is_cut_and_opened_anew_right_after_it_was_closed(twins: Twins) -
     twins.same(step)
 
 
+def test_a_file_that_was_emptied_and_closed_is_cut_longer_with_zeros(twins: Twins) -> None:
+    """What was emptied and not written is uploaded after close(): the node shows it by then."""
+
+    def step(folder: Path) -> object:
+        seen = []
+        for n in range(5):
+            path = folder / f"f{n}"
+            path.write_bytes(b"old bytes" * 1000)
+            path.stat()
+            os.close(os.open(path, os.O_WRONLY | os.O_TRUNC))
+            if folder != twins.plain:
+                wait_until(lambda: not twins.mount.status()["uploads"])
+            os.truncate(path, 100)
+            seen.append(path.read_bytes())
+        return seen
+
+    twins.same(step)
+
+
 def test_times_and_bytes_are_the_same_after_a_remount(mount: Mount) -> None:
     run(mount.main, "mkdir d; seq 1 9999 > d/f; touch -d 2021-02-03 d/f; cp -p d/f d/g")
     before = {name: (mount.main / "d" / name).stat().st_mtime_ns for name in "fg"}
