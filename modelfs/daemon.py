@@ -34,6 +34,7 @@ from modelfs.notifying import Report, notify, notify_reloading, watchdog_s
 from modelfs.registry.objects import ObjectId, ObjectStore
 from modelfs.registry.registry import Registry
 from modelfs.registry.s3 import S3Settings, S3Store
+from modelfs.registry.wire import wrong_scheme
 from modelfs.reloading import Reloading
 from modelfs.store import publishing, versions
 from modelfs.store.cache import Cache
@@ -228,11 +229,18 @@ class _Daemon:
         try:
             await services.registry.probe()
         except RegistryUnavailable as error:
-            log.warning("starting without the registry: %s", error)
+            wrong = await trio.to_thread.run_sync(wrong_scheme, self._config.endpoint)
+            if wrong is None:
+                log.warning("starting without the registry: %s", error)
+            else:
+                await self._refuse_start(services, RegistryError(wrong))
         except RegistryError as error:
-            if not await services.disk.run(versions.namespaces, self._layout):
-                raise
-            log.error("the registry refuses, versions are served all the same: %s", error)
+            await self._refuse_start(services, error)
+
+    async def _refuse_start(self, services: Services, error: RegistryError) -> None:
+        if not await services.disk.run(versions.namespaces, self._layout):
+            raise error
+        log.error("the registry refuses, versions are served all the same: %s", error)
 
     async def _own_namespaces(self, services: Services) -> None:
         """Give the namespaces of the store the owners and modes of the configuration."""

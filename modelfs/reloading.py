@@ -24,7 +24,8 @@ STORE_LIMIT_S = 10.0
 
 LIVE = frozenset(
     {
-        *("region", "credentials", "ca_bundle", "addressing", "upload_role", "timeout_s"),
+        *("region", "credentials", "ca_bundle", "addressing", "timeout_s"),
+        *("upload_role", "upload_expires_s"),
         *("metadata_ttl_s", "drain_timeout_s", "read_ahead", "read_ahead_formats"),
         *("store_filesystem", "local_only", "staged_max", "cache", "namespaces"),
     }

@@ -175,7 +175,8 @@ class Mount:
     @contextmanager
     def counting(self) -> Iterator[dict[str, int]]:
         """Fill the dictionary with the requests that are sent inside the block."""
-        before, sent = self.requests(), {}
+        before = self.requests()
+        sent: dict[str, int] = {}
         yield sent
         for operation, count in self.requests().items():
             if count != before.get(operation, 0):

@@ -15,6 +15,7 @@ import click
 from modelfs.cli import (
     comparing,
     completing,
+    examining,
     freezing,
     listing,
     manual,
@@ -23,6 +24,7 @@ from modelfs.cli import (
     rolling,
     serving,
     showing,
+    uploading,
     verifying,
     versions,
     warming,
@@ -84,6 +86,7 @@ def commands(
       vllm serve /models/hub/acme/llama/production
       modelfs ls acme/llama                        versions, sizes, states, aliases
       modelfs status                               is the registry there? what waits?
+      modelfs doctor                               what is wrong on this node, and what to do
 
     A model is NAMESPACE/MODEL or its path inside the mount. `modelfs COMMAND --help`
     shows examples; `modelfs demo` shows everything, in a throw-away folder.
@@ -107,7 +110,9 @@ for _command in (
     verifying.verify,
     warming.warm,
     warming.evict,
+    uploading.upload_script,
     showing.status,
+    examining.doctor,
     showing.demo,
     completing.completion,
     manual.manual,

@@ -18,6 +18,7 @@ from modelfs.errors import NotFound
 from modelfs.mount.confining import confined, namespaces_seen, sees_all
 from modelfs.mount.handles import TextHandle
 from modelfs.mount.tree import Attributes, Folder, Maker, Node, Opened, Services, Tree
+from modelfs.mount.uploading import UPLOAD_SCRIPT, UploadScript
 from modelfs.names import ModelId, VersionId
 from modelfs.store.sources import Caller
 
@@ -35,6 +36,7 @@ README = """modelfs {version}: the registry {name} ({endpoint}, bucket {bucket})
   rmdir NAMESPACE/MODEL/v1                      delete a version, whole
   getfattr -d NAMESPACE/MODEL/v1                its state, progress, digest, plain folder
   cat NAMESPACE/MODEL/.modelfs/versions/v1.json its manifest
+  cat NAMESPACE/MODEL/.modelfs/upload.py        a script that uploads into it from elsewhere
   cat .modelfs/status.json                      this mount: registry, cache, uploads, freezes
 
 The store is {store}. The log is where the daemon (pid {pid}) writes it: the journal of
@@ -86,11 +88,16 @@ class ModelControl(ControlFolder):
         self.model = model
 
     async def names(self) -> list[str]:
-        return ["aliases.jsonl", "versions"]
+        names = ["aliases.jsonl", "versions"]
+        if await self.services.library.sources.find(self.model) is None:  # else main/ is another's
+            names.insert(1, UPLOAD_SCRIPT)
+        return names
 
     def make(self, name: str) -> Node:
         if name == "versions":
             return self.child(name, VersionsControl, self.model)
+        if name == UPLOAD_SCRIPT:
+            return self.child(name, UploadScript, self.model)
         return self.child(name, ControlFile, partial(_alias_log, self.services, self.model))
 
 

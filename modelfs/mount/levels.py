@@ -25,6 +25,7 @@ from modelfs.errors import (
 )
 from modelfs.mount import control
 from modelfs.mount.frozen import VersionFolder
+from modelfs.mount.trash import Trash, is_trash
 from modelfs.mount.tree import NAMES_TTL_S, Attributes, Folder, Maker, Node, Tree
 from modelfs.mount.working import WorkFolder
 from modelfs.names import (
@@ -78,6 +79,8 @@ class RootFolder(Level):
     async def lookup(self, name: str) -> Node:
         if name == CONTROL:
             return self.child(name, control.RootControl)
+        if is_trash(name):
+            return self.child(name, Trash)
         if is_plain_name(name) and (
             await self.services.library.has_namespace(name)
             or any(model.namespace == name for model in self.services.staging.models())

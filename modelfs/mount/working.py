@@ -1,12 +1,12 @@
 """The folders of `main/`: the working tree, a live view of a model in the registry."""
 
+import time
 from functools import partial
 
 from modelfs.errors import (
     AlreadyExists,
     CrossDevice,
     IsAFolder,
-    ModelfsError,
     NotAFolder,
     NotEmpty,
     NotFound,
@@ -32,6 +32,7 @@ class WorkFolder(WorkPlace):
     ) -> None:
         super().__init__(tree, parent, name)
         self._model = model  # of main/ itself
+        self._changed_ns = 0  # when a name came or went, also of what is staged alone
 
     @property
     def model(self) -> ModelId:
@@ -76,9 +77,21 @@ class WorkFolder(WorkPlace):
             await self.listed()
 
     def attributes(self) -> Attributes:
+        """Return what stat shows; the time is when names came or went, as on a disk.
+
+        Python, for one, looks for a new module in a folder that it knows only when that moves.
+        """
+        registry = self.services.registry
+        listed_ns = registry.known_folder(self.model, self.path).changed_ns
         return self._attributes(
-            mode=self.owner()[2], ttl_s=min(1.0, self.services.registry.metadata_ttl_s)
+            mode=self.owner()[2],
+            mtime_ns=max(self.services.started_ns, self._changed_ns, listed_ns),
+            ttl_s=min(1.0, registry.metadata_ttl_s),
         )
+
+    def _changed(self) -> None:
+        """Note that a name came or went just now."""
+        self._changed_ns = time.time_ns()
 
     async def lookup(self, name: str) -> Node:
         staged = self.services.staging.get(self.model, self.path_of(name))
@@ -143,6 +156,7 @@ class WorkFolder(WorkPlace):
         await self._absent(name)
         staged = await self.services.staging.create(self.model, self.path_of(name), None)
         staged.is_written = True  # a new file is there as soon as it is closed, empty or not
+        self._changed()
         node = self.child(name, WorkFile, None)
         return node, node.opened(write=True, staged=staged)
 
@@ -150,6 +164,7 @@ class WorkFolder(WorkPlace):
         self.refuse_change()
         await self._absent(name)
         await moving.put_marker(self.services, self.model, self.path_of(name))
+        self._changed()
         return self.child(name, WorkFolder)
 
     async def rmdir(self, name: str, caller: Caller) -> None:
@@ -161,6 +176,7 @@ class WorkFolder(WorkPlace):
             raise NotEmpty(f"{name} is not empty")
         await self.keep()
         await moving.delete_marker(self.services, self.model, node.path)
+        self._changed()
         self.tree.detach(node)
 
     async def unlink(self, name: str, caller: Caller) -> None:
@@ -171,6 +187,7 @@ class WorkFolder(WorkPlace):
         await self.keep()
         await node.before_its_name_goes()
         await moving.delete_file(self.services, self.model, node.path)
+        self._changed()
         self.tree.detach(node)
 
     async def keep(self) -> None:
@@ -217,24 +234,16 @@ class WorkFolder(WorkPlace):
             await self.keep()
             if isinstance(target, WorkFile):
                 await target.before_its_name_goes()
-            await self._rename_file(node, into, new_name)
+            path = into.path_of(new_name)
+            if self.services.staging.is_local(path) and node.staged is None:
+                await node.stage()  # from now on its bytes are here alone
+            await moving.move_file(self.services, self.model, node.path, into.model, path)
         self.tree.move(node, into, new_name)
+        self._changed()
+        into._changed()
         _follow(node)
         if was_local and isinstance(node, WorkFile):
             await node.publish_what_was_local()
-
-    async def _rename_file(self, node: WorkFile, into: "WorkFolder", new_name: str) -> None:
-        services, old, path = self.services, node.path, into.path_of(new_name)
-        was_clean = node.staged is None
-        if services.staging.is_local(path) and was_clean:
-            await node.stage()  # from now on its bytes are here alone
-        try:
-            await moving.move_file(services, self.model, old, into.model, path)
-        except ModelfsError:
-            staged = services.staging.get(self.model, old)
-            if was_clean and staged is not None and not staged.users:
-                await services.writeback.publish_later(staged)  # it is what it was
-            raise
 
     async def _rename_folder(
         self, node: "WorkFolder", into: "WorkFolder", new_name: str, target: Node | None

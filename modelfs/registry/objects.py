@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from modelfs.registry.rights import UploadRights, UploadWish
+
 Progress = Callable[[int], None]
 """Called from the working thread with the number of bytes that have just moved."""
 
@@ -191,7 +193,8 @@ class ObjectStore(Protocol):
     ) -> UploadedPart:
         """Upload bytes [offset, offset + length) of `fd` as part `number` (from 1).
 
-        Raises NotFound where the upload is gone, WrongBytes as `put` does.
+        Signed with the SHA-256 of the bytes: raises WrongBytes where others arrive, NotFound
+        where the upload is gone.
         """
 
     def copy_part(
@@ -231,6 +234,13 @@ class ObjectStore(Protocol):
 
     def delete_many(self, keys: Sequence[str]) -> Mapping[str, str]:
         """Delete up to 1,000 objects in one request; returns key -> reason of what failed."""
+
+    def upload_rights(self, wish: UploadWish) -> UploadRights:
+        """Return rights for who has no keys of the registry. May make several requests.
+
+        Raises AccessDenied where the registry gives none, InvalidName for a time that it does not
+        allow, NotSupported where it would not hold who has them to the wish.
+        """
 
     def probe(self) -> None:
         """Make one cheap request with a short time limit that shows that the bucket answers."""

@@ -34,7 +34,9 @@ from modelfs.registry.objects import (
     UnfinishedUpload,
     UploadedPart,
 )
+from modelfs.registry.rights import UploadRights, UploadWish
 from modelfs.registry.s3_clients import S3Clients, S3Settings, was_answered
+from modelfs.registry.s3_rights import Granter
 
 __all__ = ["S3Settings", "S3Store"]
 
@@ -63,6 +65,7 @@ class S3Store:
         self._clients = clients
         self._fast, self._slow = clients.fast, clients.slow
         self._translated = clients.translated
+        self._granter = Granter(self, clients, settings.bucket)
 
     def use(self, settings: S3Settings) -> None:
         """Ask by other settings of the same bucket from now on; blocking. Raises ConfigError.
@@ -224,17 +227,16 @@ class S3Store:
         length: int,
         progress: Progress,
     ) -> UploadedPart:
-        digest = md5_of(fd, offset, length)
+        body = FileBody(fd, offset, length, progress, is_signed=True)
         with self._translated(key):
-            answer = self._fast.upload_part(
+            answer = self._clients.signing.upload_part(
                 Bucket=self._bucket,
                 Key=key,
                 UploadId=upload_id,
                 PartNumber=number,
-                Body=cast("IO[bytes]", FileBody(fd, offset, length, progress)),
-                ContentMD5=_in_base64(digest),
+                Body=cast("IO[bytes]", body),
             )
-        return UploadedPart(number, answers.checked_etag(answer, digest, key))
+            return UploadedPart(number, answer["ETag"].strip('"'))
 
     def copy_part(
         self, source: ObjectInfo, offset: int, length: int, key: str, upload_id: str, number: int
@@ -283,7 +285,7 @@ class S3Store:
             gone = error  # perhaps an earlier try succeeded and its answer was lost
         except RegistryUnavailable as error:
             # Ceph's gateway says of an upload that is gone that it is being completed (500).
-            if not was_answered(error) or self._has_upload(key, upload_id):
+            if not was_answered(error) or self.has_upload(key, upload_id):
                 raise
             gone = NotFound(f"{key!r}: the multipart upload is gone")
         info, head = self._head(key)
@@ -291,7 +293,8 @@ class S3Store:
             raise gone
         return answers.checked_upload(info, head, said, expected, size)
 
-    def _has_upload(self, key: str, upload_id: str) -> bool:
+    def has_upload(self, key: str, upload_id: str) -> bool:
+        """Tell whether a multipart upload is there, neither finished nor aborted."""
         try:
             with self._translated(key):
                 self._fast.list_parts(Bucket=self._bucket, Key=key, UploadId=upload_id, MaxParts=1)
@@ -302,6 +305,9 @@ class S3Store:
     def abort_upload(self, key: str, upload_id: str) -> None:
         with suppress(NotFound), self._translated(key):
             self._fast.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload_id)
+
+    def upload_rights(self, wish: UploadWish) -> UploadRights:
+        return self._granter.grant(wish)
 
     # --------------------------------------------------------------- copying
 

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -150,25 +149,6 @@ def test_a_save_by_temporary_file_and_rename_is_atomic(twins: Twins) -> None:
 
 
 # --------------------------------------------------------------------- programs
-
-
-def test_python_runs_from_main(twins: Twins) -> None:
-    def step(folder: Path) -> object:
-        package = folder / "package"
-        package.mkdir()
-        (package / "__init__.py").write_text("from package.inner import answer\n")
-        (package / "inner.py").write_text("answer = 42\n")
-        command = [sys.executable, "-c", "import package; print(package.answer)"]
-        env = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
-        said = [
-            subprocess.run(command, cwd=folder, capture_output=True, text=True, env=env).stdout
-            for _ in range(2)
-        ]
-        assert len(os.listdir(package / "__pycache__")) == 2
-        shutil.rmtree(package / "__pycache__")  # its bytes are other ones in every folder
-        return said
-
-    assert twins.same(step) == ["42\n", "42\n"]
 
 
 def test_the_attributes_of_a_file_tell_its_key_and_state(moto_mount: Mount) -> None:
