@@ -80,8 +80,10 @@ def _section(title: str, text: str) -> list[str]:
 
 
 def _options(command: click.Command, context: click.Context) -> Iterator[str]:
-    records = [param.get_help_record(context) for param in command.get_params(context)]
-    yield from _terms({name: text for name, text in filter(None, records) if text})
+    for param in command.get_params(context):
+        record = param.get_help_record(context) if isinstance(param, click.Option) else None
+        if record is not None:  # else it is hidden
+            yield from _terms({record[0]: record[1]})
 
 
 def _terms(terms: dict[str, str]) -> Iterator[str]:

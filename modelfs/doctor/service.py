@@ -9,6 +9,7 @@ from modelfs.mount.mountpoints import run_bounded
 
 SYSTEMD = Path("/run/systemd/system")  # there where systemd runs (sd_booted(3))
 FSTAB = Path("/etc/fstab")
+SOURCE = "modelfs:"  # before a registry's name, where the kernel tells what is mounted
 LIMIT_S = 5.0
 
 
@@ -54,8 +55,7 @@ def _is_in_fstab(config: RegistryConfig) -> bool:
         return False
     fields = [line.split() for line in lines if not line.lstrip().startswith("#")]
     return any(
-        len(words) > 2
-        and words[0].removeprefix("modelfs:") == config.name
-        and words[2] in ("modelfs", "fuse.modelfs")
+        words[0].removeprefix(SOURCE) == config.name and words[2] in ("modelfs", "fuse.modelfs")
         for words in fields
+        if len(words) > 2
     )
