@@ -270,6 +270,24 @@ class RegistryConfig(_Table):
 _NAMESPACE_DEFAULTS = NamespaceConfig()
 
 
+def settings() -> dict[str, dict[str, str]]:
+    """Return the keys of each table of the file, each with what may stand there."""
+    tables: dict[str, type[_Table]] = {
+        "[registries.NAME]": RegistryConfig,
+        "[registries.NAME.cache]": CacheConfig,
+        "[registries.NAME.namespaces.NAMESPACE]": NamespaceConfig,
+    }
+    found = {name: _keys(table) for name, table in tables.items()}
+    for key in ("name", "cache", "namespaces"):  # the tables themselves
+        del found["[registries.NAME]"][key]
+    return found
+
+
+def said_name(field: str) -> str:
+    """Return what the file calls a setting of a registry: metadata_ttl for metadata_ttl_s."""
+    return str(RegistryConfig.model_fields[field].validation_alias or field)
+
+
 class Config(_Table):
     """The whole file."""
 
@@ -277,6 +295,10 @@ class Config(_Table):
         min_length=1, description="at least one table [registries.NAME]"
     )
     _file: Path | None = PrivateAttr(default=None)
+
+    def read_again(self) -> "Config":
+        """Read the same file anew; raises ConfigError."""
+        return load(self._file)
 
     @property
     def file(self) -> Path | None:

@@ -93,6 +93,10 @@ class Staging:
         used = sum(staged.size for staged in self._shown.values())
         return StagingStatistics(len(self._shown), used, self._max_bytes, len(self.aside))
 
+    def set_limits(self, local_only: tuple[str, ...], max_bytes: int | None) -> None:
+        """Take others for what is written from now on; a file keeps what it was promised."""
+        self._local_only, self._max_bytes = local_only, max_bytes
+
     def is_local(self, path: str) -> bool:
         """Tell whether a file or folder of main/ stays on this node."""
         return any(
