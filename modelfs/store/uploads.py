@@ -171,10 +171,12 @@ class Uploader:
         source: ObjectInfo | None = None,
     ) -> PartedUpload:
         key, mtime_ns = self._key(staged), staged.mtime_ns
+        # From now on a restart looks for it, and aborts it.
+        staged.starting = key, time.time_ns()
+        await self._staging.promise(staged, staged.promise, durable=False)
         upload_id = await self._start(key, {MTIME: format_mtime(mtime_ns), **metadata})
         where = (self._registry, self._progress, key, upload_id, mtime_ns, cut, source)
-        staged.upload = PartedUpload(*where)
-        # From now on a restart knows of it, and aborts it.
+        staged.upload, staged.starting = PartedUpload(*where), None
         await self._staging.promise(staged, staged.promise, durable=False)
         return staged.upload
 
@@ -330,9 +332,10 @@ class Uploader:
     async def sweep(self) -> None:
         """Abort the uploads that an earlier daemon has left, and look which others there are."""
         await self._registry.wait_reachable()
-        for key, upload_id in self._staging.left_uploads:
-            await self._abort(key, upload_id)
-        self._staging.left_uploads.clear()
+        try:
+            await self._abort_left()
+        except ModelfsError as error:
+            log.warning("unfinished uploads of before may stay: %s", error)
         ask = partial(self._registry.store.unfinished_uploads, self._registry.keys.prefix)
         try:
             found = await self._registry.call(ask)
@@ -342,6 +345,14 @@ class Uploader:
         self.unfinished = [upload for upload in found if upload.id not in self._own]
         for upload in self.unfinished[:20]:
             log.warning("an unfinished upload of %s is there, begun by someone else", upload.key)
+
+    async def _abort_left(self) -> None:
+        while self._staging.left_uploads:
+            left = self._staging.left_uploads.pop()
+            if left.id is not None:
+                await self._abort(left.key, left.id)
+            elif left.since_ns is not None:
+                await self._abort_lost(left.key, left.since_ns - CLOCKS_DIFFER_NS)
 
     # --------------------------------------------------------------- conflicts
 

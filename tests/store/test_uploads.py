@@ -505,6 +505,25 @@ async def test_an_upload_that_a_crash_left_is_aborted_and_others_are_named(tmp_p
 
 
 @trio_test
+async def test_an_upload_that_began_in_the_moment_of_a_crash_is_found_and_aborted(
+    tmp_path: Path,
+) -> None:
+    store = FakeStore()
+    store.fail(2, AccessDenied("the answer was lost"), after=True)  # after a HEAD
+    async with open_house(tmp_path / "s", store, is_crash=True) as house:
+        staged = await house.staging.create(LLAMA, "a", None)
+        await house.staging.write(staged, 0, DATA)
+        with pytest.raises(AccessDenied):
+            await house.writeback.publish(staged)
+        assert store.uploads_open == 1
+    async with open_house(tmp_path / "s", store) as house:
+        await house.writeback.uploader.sweep()
+        await house.writeback.drain()
+        assert store.uploads_open == 0
+        assert store.below(PREFIX) == {"a": DATA}
+
+
+@trio_test
 async def test_a_file_that_waits_keeps_the_parts_that_the_registry_has(tmp_path: Path) -> None:
     store = FakeStore()
 
