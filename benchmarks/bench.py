@@ -1,4 +1,4 @@
-"""`make bench`: reading through modelfs and its peers, in turns, beside what the limits are.
+"""`make bench`: reading and writing by modelfs and its peers, in turns, beside the limits.
 
 Runs on a Ceph cluster of its own (root), prints tables, writes the same as JSON, and draws it.
 Ends with 1 where something is not as it was promised.
@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import bounds, common, freezing, metadata, plot, streaming, work
+from benchmarks import bounds, common, freezing, metadata, plot, streaming, work, writing
 from benchmarks.contest import contest
 from benchmarks.figures import Figure
 from benchmarks.race import FAILURES, MODELFS, brief
@@ -25,6 +25,9 @@ SECTIONS = {
     "bounded": bounds.bounded,
     "sharing": bounds.sharing,
     "huge": metadata.huge,
+    "large": writing.large,
+    "growing": writing.growing,
+    "pieces": writing.pieces,
 }
 RESULTS = Path(__file__).parent / "results"
 
@@ -50,7 +53,7 @@ def main() -> int:
                 bench.figures.note(f"{name}: {brief(error)}")
                 bench.figures.add(Figure(name, "done", MODELFS, 0, "", "done", False))
     figures = bench.figures
-    written = figures.write(RESULTS, "-".join(["reading", *chosen.sections]))
+    written = figures.write(RESULTS, "-".join(["bench", *chosen.sections]))
     broken = figures.broken()
     if not chosen.sections:
         print(plot.draw(written))

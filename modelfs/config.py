@@ -6,11 +6,10 @@ Names in the file are those of the documentation; in Python they carry their uni
 
 import difflib
 import ipaddress
-import json
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from itertools import combinations
 from pathlib import Path
@@ -31,17 +30,23 @@ from pydantic import (
 from modelfs import units
 from modelfs.errors import ConfigError, InvalidName
 from modelfs.names import is_plain_name, relative_path
+from modelfs.toml_places import Lines, Place, dotted, found
 from modelfs.units import GIB, KIB, MIB
 
 DEFAULT_FILE = Path("/etc/modelfs/modelfs.toml")
 DEFAULT_STORES = Path("/var/lib/modelfs")
-DEFAULT_LOCAL_ONLY = (".ipynb_checkpoints", ".~*", "*.swp", ".nfs*")
+DEFAULT_LOCAL_ONLY = (  # of Jupyter; vim and nano; emacs; NFS
+    *(".ipynb_checkpoints", ".~*", "*.swp", ".*.swpx", ".*.sw[a-o]", ".#*", "#*#", ".nfs*"),
+)
 
+UPLOAD_EXPIRES_MAX_S = 12 * 3600  # what STS gives at most
 ID_MAX = (1 << 32) - 2  # the kernel keeps 2**32 - 1 for "no id"
 
 _BUCKET = r"^[A-Za-z0-9._-]{3,255}$"
-_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _TOML_PLACE = re.compile(r"(?P<what>.*) \(at (?:line (?P<line>\d+), column \d+|end of document)\)")
+
+Problem = tuple[Place, str]
+"""Where something is wrong in the file, and what."""
 
 _NAME_WORDS = "a name of 1 to 100 of A-Z a-z 0-9 . _ + - with no dot, + or - first"
 _TABLE_WORDS = "a table"
@@ -64,7 +69,9 @@ def _url(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
         raise ValueError
-    if "@" in parts.netloc or parts.query or parts.fragment or re.search(r"\s", value):
+    if parts.path.strip("/") or parts.query or parts.fragment:
+        raise ValueError
+    if "@" in parts.netloc or re.search(r"\s", value):
         raise ValueError
     return value.rstrip("/")
 
@@ -151,7 +158,7 @@ class RegistryConfig(_Table):
 
     name: PlainName = Field(description=_NAME_WORDS)
     endpoint: Annotated[str, AfterValidator(_url)] = Field(
-        description="a URL like 'https://rgw.cluster.local:8443', with no user name in it"
+        description="a URL like 'https://rgw.cluster.local:8443', with no path or user name in it"
     )
     bucket: str = Field(
         pattern=_BUCKET, description="a bucket's name: 3 to 255 of A-Z a-z 0-9 . _ -"
@@ -187,6 +194,13 @@ class RegistryConfig(_Table):
         default=None,
         pattern=r"^arn:\S+$",
         description="a role's ARN like 'arn:aws:iam:::role/modelfs-upload'",
+    )
+    upload_expires_s: Seconds = Field(
+        default=1800.0,
+        validation_alias="upload_expires",
+        ge=1,
+        le=UPLOAD_EXPIRES_MAX_S,
+        description="a time from '1s' to '12h', or a number of seconds",
     )
     read_only: bool = Field(default=False, strict=True, description="true or false")
     native_versions: bool = Field(default=True, strict=True, description="true or false")
@@ -264,6 +278,11 @@ class Config(_Table):
     )
     _file: Path | None = PrivateAttr(default=None)
 
+    @property
+    def file(self) -> Path | None:
+        """The file that this was read from."""
+        return self._file
+
     def registry(self, name: str) -> RegistryConfig:
         """Return the registry called `name`, or raise ConfigError with the names there are."""
         try:
@@ -283,7 +302,8 @@ def load(path: Path | None = None) -> Config:
     Raises ConfigError: one line for each problem of the file.
     """
     path = file_of(path)
-    document = _parse(path, _read(path))
+    text = _read(path)
+    document = _parse(path, text)
     problems = list(_named(document))
     try:
         config = Config.model_validate(
@@ -294,7 +314,7 @@ def load(path: Path | None = None) -> Config:
     problems += _overlaps(document)
     problems += _shared_ports(document)
     if problems:
-        raise ConfigError("\n".join(f"{path}: {line}" for line in dict.fromkeys(problems)))
+        raise ConfigError("\n".join(_placed(path, text, problems)))
     config._file = path
     return config
 
@@ -302,6 +322,14 @@ def load(path: Path | None = None) -> Config:
 def file_of(path: Path | None) -> Path:
     """Return the file that `load` reads."""
     return path or Path(os.environ.get("MODELFS_CONFIG") or DEFAULT_FILE)
+
+
+def _placed(path: Path, text: str, problems: Iterable[Problem]) -> Iterator[str]:
+    """Yield each problem as a line with its file and line."""
+    lines = Lines(text)
+    for place, what in dict.fromkeys(problems):
+        line = lines.of(place)
+        yield f"{path}: {f'line {line}: ' if line else ''}{dotted(place)}: {what}"
 
 
 def _read(path: Path) -> str:
@@ -333,7 +361,7 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
         raise ConfigError(f"{path}: line {line}: not TOML: {what}") from None
 
 
-def _named(document: dict[str, Any]) -> Iterator[str]:
+def _named(document: dict[str, Any]) -> Iterator[Problem]:
     """Write each registry's name into its table; yield a problem where a `name` is there."""
     for name, table in _registry_tables(document):
         if "name" in table:
@@ -348,44 +376,44 @@ def _registry_tables(document: Mapping[str, Any]) -> list[tuple[str, dict[str, A
     return [(name, table) for name, table in registries.items() if isinstance(table, dict)]
 
 
-def _overlaps(document: Mapping[str, Any]) -> Iterator[str]:
+def _overlaps(document: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield a problem for each two mount points or stores of which one lies in the other."""
     places = [
-        (_dotted(("registries", name, key)), Path(os.path.normpath(place)))
+        (("registries", name, key), Path(os.path.normpath(place)))
         for name, table in _registry_tables(document)
         for key, default in (("mountpoint", None), ("store", str(DEFAULT_STORES / name)))
         if isinstance(place := table.get(key, default), str) and place.startswith("/")
     ]
     for (one, its), (other, others) in combinations(places, 2):
         if its.is_relative_to(others) or others.is_relative_to(its):
-            yield f"{other}: found '{others}'; expected a folder apart from {one}, '{its}'"
+            yield other, f"found '{others}'; expected a folder apart from {dotted(one)}, '{its}'"
 
 
-def _shared_ports(document: Mapping[str, Any]) -> Iterator[str]:
+def _shared_ports(document: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield a problem for each two registries whose metrics would be at one port."""
-    known: dict[object, str] = {}
+    known: dict[int, Place] = {}
     for name, table in _registry_tables(document):
-        port, place = table.get("metrics_port"), _dotted(("registries", name, "metrics_port"))
+        port, place = table.get("metrics_port"), ("registries", name, "metrics_port")
         if isinstance(port, int) and (other := known.setdefault(port, place)) != place:
-            yield f"{place}: found {port}; expected another port than that of {other}"
+            yield place, f"found {port}; expected another port than that of {dotted(other)}"
 
 
-def _problems(error: ValidationError, document: Mapping[str, Any]) -> Iterator[str]:
+def _problems(error: ValidationError, document: Mapping[str, Any]) -> Iterator[Problem]:
     for problem in error.errors(include_url=False, include_context=False, include_input=False):
         loc, kind = problem["loc"], problem["type"]
         if kind == "extra_forbidden":
             yield _unknown(loc)
         elif kind != "default_factory_not_called":  # the store's default, where the name is bad
-            found = "nothing" if kind == "missing" else _found(loc, document)
-            yield f"{_dotted(_owner(loc))}: found {found}; expected {_expected(loc)}"
+            value = "nothing" if kind == "missing" else found(loc, document)
+            yield _owner(loc), f"found {value}; expected {_expected(loc)}"
 
 
-def _owner(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
+def _owner(loc: Place) -> Place:
     """Return the place of a setting; that of a bad name is its table's."""
     return loc[:-1] if loc[-1] in ("[key]", "name") else loc
 
 
-def _table_of(loc: tuple[int | str, ...]) -> tuple[type[_Table], int | str] | None:
+def _table_of(loc: Place) -> tuple[type[_Table], int | str] | None:
     """Return the class of the table that holds a setting, and the setting's key."""
     match loc:
         case ("registries", _, "cache", key, *_):
@@ -413,54 +441,23 @@ def _keys(table: type[_Table]) -> dict[str, str]:
     }
 
 
-def _expected(loc: tuple[int | str, ...]) -> str:
+def _expected(loc: Place) -> str:
     held = _table_of(loc)
     return _keys(held[0])[str(held[1])] if held else _TABLE_WORDS
 
 
-def _unknown(loc: tuple[int | str, ...]) -> str:
+def _unknown(loc: Place) -> Problem:
     held = _table_of(loc)
     known = _keys(held[0]) if held else {}
     known.pop("name", None)
     key = str(loc[-1])
     hint = _suggestion(key, known) or f"; expected one of {', '.join(known)}"
-    return f"{_dotted(loc)}: found an unknown key{hint}"
+    return loc, f"found an unknown key{hint}"
 
 
 def _suggestion(name: str, known: Mapping[str, object]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _dotted(loc: tuple[int | str, ...]) -> str:
-    """Write a setting's place as the file would: registries.hub.local_only[0]."""
-    text = ""
-    for part in loc:
-        if isinstance(part, int):
-            text += f"[{part}]"
-        else:
-            text += "." + (part if _BARE_KEY.fullmatch(part) else json.dumps(part))
-    return text.removeprefix(".")
-
-
-def _found(loc: tuple[int | str, ...], document: Mapping[str, Any]) -> str:
-    """Show a value as the file has it, but nothing that could be a secret."""
-    value: Any = document
-    for part in loc:
-        if part == "[key]":
-            return repr(loc[-2])
-        value = value[part]
-    if isinstance(value, dict):
-        return "a table" if value else "an empty table"
-    if isinstance(value, list):
-        return "a list"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if loc[-1] == "credentials":
-        return "no path"
-    if isinstance(value, str):
-        return repr(re.sub(r"//.*@", "//***@", value, flags=re.DOTALL))
-    return str(value)
 
 
 def example() -> str:

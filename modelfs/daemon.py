@@ -34,6 +34,7 @@ from modelfs.names import Keys
 from modelfs.registry.objects import ObjectId, ObjectStore
 from modelfs.registry.registry import Registry
 from modelfs.registry.s3 import S3Settings, S3Store
+from modelfs.registry.wire import wrong_scheme
 from modelfs.store import versions
 from modelfs.store.cache import Cache
 from modelfs.store.health import StoreHealth
@@ -149,6 +150,7 @@ class _Daemon:
             await services.cache.load()
             for staged in await services.staging.load():
                 services.writeback.start(staged)
+            background.start_soon(services.writeback.uploader.sweep, name="unfinished uploads")
             background.start_soon(services.registry.watch, name="registry watch")
             background.start_soon(services.health.watch, self._hold_again, name="store watch")
             background.start_soon(services.library.keep_resuming, name="pending freezes")
@@ -227,11 +229,18 @@ class _Daemon:
         try:
             await services.registry.probe()
         except RegistryUnavailable as error:
-            log.warning("starting without the registry: %s", error)
+            wrong = await trio.to_thread.run_sync(wrong_scheme, self._config.endpoint)
+            if wrong is None:
+                log.warning("starting without the registry: %s", error)
+            else:
+                await self._refuse_start(services, RegistryError(wrong))
         except RegistryError as error:
-            if not await services.disk.run(versions.namespaces, self._layout):
-                raise
-            log.error("the registry refuses, versions are served all the same: %s", error)
+            await self._refuse_start(services, error)
+
+    async def _refuse_start(self, services: Services, error: RegistryError) -> None:
+        if not await services.disk.run(versions.namespaces, self._layout):
+            raise error
+        log.error("the registry refuses, versions are served all the same: %s", error)
 
     def _hold_again(self) -> None:
         """Lock the node's part of a store that was away: a new mount of it knows no locks."""

@@ -138,7 +138,7 @@ class Keys:
     def file(self, model: ModelId, path: str) -> str:
         """Return the key of a file of main/, or raise NameTooLong."""
         key = self.model(model) + path
-        length = len(key.encode())
+        length = len(key.encode(errors="surrogateescape"))
         if length > KEY_MAX_BYTES:
             raise NameTooLong(f"the key would have {length} bytes; the most is {KEY_MAX_BYTES}")
         return key

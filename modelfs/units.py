@@ -5,6 +5,7 @@ ValueError without a text: the caller knows what was expected and where.
 """
 
 import re
+from datetime import UTC, datetime
 
 from pydantic import ByteSize, TypeAdapter
 
@@ -63,3 +64,8 @@ def mode(value: object) -> int:
     if type(value) is int and 0 <= value <= 0o777:
         return value
     raise ValueError
+
+
+def utc_text(seconds: float) -> str:
+    """Return a moment, in seconds since 1970, as 2026-11-22T10:30:00Z."""
+    return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

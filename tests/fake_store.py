@@ -17,15 +17,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from modelfs.errors import ModelfsError, NotFound, RegistryUnavailable, Stale, WrongBytes
+from modelfs.errors import (
+    ModelfsError,
+    NotFound,
+    RegistryUnavailable,
+    Stale,
+    StoreError,
+    WrongBytes,
+)
 from modelfs.registry.objects import (
+    ABSENT,
     MTIME,
+    PART_SIZES,
     Checksum,
     ListPage,
     ObjectId,
     ObjectInfo,
     Progress,
     RequestStatistics,
+    UnfinishedUpload,
     UploadedPart,
     parse_mtime,
 )
@@ -285,13 +295,27 @@ class FakeStore:
         return info
 
     def put(
-        self, key: str, fd: int, size: int, metadata: Mapping[str, str], progress: Progress
+        self,
+        key: str,
+        fd: int,
+        size: int,
+        metadata: Mapping[str, str],
+        progress: Progress,
+        condition: str | None = None,
     ) -> ObjectInfo:
         request = self._begin("PutObject", key, length=size)
         data = os.pread(fd, size, 0)
-        assert len(data) == size, "the file is shorter than it was said to be"
+        if len(data) < size:
+            self._end(request)
+            raise StoreError("a staged file became shorter while it was uploaded")
         progress(size)
-        info = self._keep(key, [data], metadata)
+        with self._lock:
+            stored = self.objects.get(key)
+            found = ABSENT if stored is None else stored.etag
+            if condition not in (None, found):
+                self._end(request)
+                raise Stale(f"{key!r}: the condition {condition} does not hold")
+            info = self._keep(key, [data], metadata)
         self._answer(request)
         return info
 
@@ -329,6 +353,27 @@ class FakeStore:
             self._uploads[upload_id].parts[number] = data
         self._answer(request)
         return UploadedPart(number, _md5(data))
+
+    def copy_part(
+        self, source: ObjectInfo, offset: int, length: int, key: str, upload_id: str, number: int
+    ) -> UploadedPart:
+        request = self._begin("UploadPartCopy", key, offset, length)
+        with self._lock:
+            data = self.objects[source.id.key].data[offset : offset + length]
+            self._uploads[upload_id].parts[number] = data
+        self._answer(request)
+        return UploadedPart(number, _md5(data))
+
+    def unfinished_uploads(self, prefix: str) -> Sequence[UnfinishedUpload]:
+        request = self._begin("ListMultipartUploads", prefix)
+        with self._lock:
+            found = [
+                UnfinishedUpload(upload.key, upload_id, 0)
+                for upload_id, upload in self._uploads.items()
+                if upload.key.startswith(prefix)
+            ]
+        self._answer(request)
+        return found
 
     def finish_upload(
         self, key: str, upload_id: str, parts: Sequence[UploadedPart], size: int
@@ -428,6 +473,7 @@ class FakeStore:
             None if listed else dict(stored.metadata),
             int(parts) if is_believed and dash else None,
             stored.checksum.algorithm if listed and stored.checksum else None,
+            None if listed else stored.metadata.get(PART_SIZES),
         )
 
 

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from email.utils import formatdate
 from enum import Enum, auto
 from types import TracebackType
 from urllib.parse import urlsplit
@@ -24,6 +25,9 @@ LIMIT_S = 60.0
 _CONNECTION = re.compile(rb"\r\nconnection:[^\r]*", re.IGNORECASE)
 _LENGTH = re.compile(rb"(\r\ncontent-length: *)([0-9]+)", re.IGNORECASE)
 _RANGE = re.compile(rb"\r\nrange: *bytes=([0-9]+)-", re.IGNORECASE)
+_ETAG = re.compile(rb'(\r\netag: *"?)([0-9a-f]{4})', re.IGNORECASE)
+_IF_MATCH = re.compile(rb"\r\nif-match:[^\r]*", re.IGNORECASE)
+_DATE = re.compile(rb"(\r\ndate: *)[^\r]*", re.IGNORECASE)
 _UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
@@ -40,6 +44,25 @@ class Fault(Enum):
     WRONG = auto()  # every byte of the body is another one
     SLOW = auto()  # the right body, a little at a time
     HOLD = auto()  # the request waits as long as the fault lasts
+    FORBIDDEN = auto()  # 403, the rights are missing
+    QUOTA = auto()  # 403, the quota is used up
+    WRONG_ETAG = auto()  # the answer names another ETag than the gateway did
+    ANSWER = auto()  # `answer` in place of the gateway's
+    NO_IF_MATCH = auto()  # the gateway knows no If-Match
+    CLOCK = auto()  # the gateway's clock is off by `clock_off_s`
+
+
+def _refusal(code: str) -> bytes:
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+    head = f"HTTP/1.1 403 Forbidden\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}"
+    return head.encode() + b"\r\nConnection: close\r\n\r\n" + body
+
+
+_REFUSALS = {
+    Fault.UNAVAILABLE: _UNAVAILABLE,
+    Fault.FORBIDDEN: _refusal("AccessDenied"),
+    Fault.QUOTA: _refusal("QuotaExceeded"),
+}
 
 
 def is_any(head: bytes) -> bool:
@@ -47,9 +70,26 @@ def is_any(head: bytes) -> bool:
     return True
 
 
+def refusal(status: int, code: str) -> bytes:
+    """Return the answer of a gateway that refuses a request for the reason `code`."""
+    body = f"<Error><Code>{code}</Code><Message/></Error>".encode()
+    head = f"HTTP/1.1 {status} Refused\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    return head.encode() + body
+
+
 def is_data(head: bytes) -> bool:
     """Choose the requests for parts of objects."""
     return head.startswith(b"GET ") and _RANGE.search(head) is not None
+
+
+def is_listing(head: bytes) -> bool:
+    """Choose the listings of objects."""
+    return head.startswith(b"GET ") and b"list-type=2" in head
+
+
+def is_change(head: bytes) -> bool:
+    """Choose what changes the registry."""
+    return not head.startswith((b"GET ", b"HEAD "))
 
 
 class FaultyProxy:
@@ -65,6 +105,8 @@ class FaultyProxy:
         self.chosen: Callable[[bytes], bool] = is_any
         self.heads: list[bytes] = []  # of the requests that came
         self.faults = 0
+        self.answer = _UNAVAILABLE
+        self.clock_off_s = 0.0
         threading.Thread(target=self._accept, daemon=True).start()
 
     def __enter__(self) -> "FaultyProxy":
@@ -110,11 +152,15 @@ class FaultyProxy:
                 self.faults += fault is not Fault.NONE
             if fault is Fault.RESET:
                 _reset(conn)
-            elif fault is Fault.UNAVAILABLE:
-                conn.sendall(_UNAVAILABLE)
+            elif refusal := _REFUSALS.get(fault):
+                conn.sendall(refusal)
+            elif fault is Fault.ANSWER:
+                conn.sendall(self.answer)
             else:
                 while fault is Fault.HOLD is self.fault and not self._over.wait(0.01):
                     pass
+                if fault is Fault.NO_IF_MATCH:
+                    head = _IF_MATCH.sub(b"", head)
                 with socket.create_connection(self._target, LIMIT_S) as gateway:
                     gateway.sendall(_closing(head) + rest)
                     threading.Thread(target=_pump, args=(conn, gateway), daemon=True).start()
@@ -134,8 +180,13 @@ class FaultyProxy:
             return
         found = _LENGTH.search(head)
         half = int(found[2]) // 2 if found else 0
+        if fault is Fault.CLOCK:
+            wrong = formatdate(time.time() + self.clock_off_s, usegmt=True).encode()
+            head = _DATE.sub(rb"\g<1>" + wrong, head)
         if fault is Fault.SHORT_LENGTH:
             head = _LENGTH.sub(rb"\g<1>%d" % half, head)
+        if fault is Fault.WRONG_ETAG:
+            head = _ETAG.sub(rb"\g<1>0bad", head)
         conn.sendall(_closing(head))
         is_cut = fault in (Fault.STALL, Fault.SHORT, Fault.SHORT_LENGTH)
         left = half if is_cut else 1 << 62

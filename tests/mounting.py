@@ -22,6 +22,7 @@ START_LIMIT_S = 30.0
 END_LIMIT_S = 30.0
 METADATA_TTL_S = 0.5
 TIMEOUT_S = 3.0
+SCALE = int(os.environ.get("MODELFS_TEST_SCALE", "1"))  # how much longer random tests run
 
 
 def launcher(**options: object) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from modelfs import config
-from modelfs.config import CacheConfig, NamespaceConfig, RegistryConfig, load
+from modelfs.config import DEFAULT_LOCAL_ONLY, CacheConfig, NamespaceConfig, RegistryConfig, load
 from modelfs.errors import ConfigError
 from modelfs.units import GIB, KIB, MIB
 
@@ -34,7 +34,7 @@ def registry(write):
 
 @pytest.fixture
 def complaints(write):
-    """Return what load() says of a file, line by line, without the file's name."""
+    """Return what load() says of a file, line by line, without the file's name and line."""
 
     def read(text: str | bytes) -> list[str]:
         file = write(text)
@@ -42,7 +42,7 @@ def complaints(write):
             load(file)
         lines = str(caught.value).split("\n")
         assert all(line.startswith(f"{file}: ") for line in lines)
-        return [line.removeprefix(f"{file}: ") for line in lines]
+        return [re.sub(r"line \d+: (?!not )", "", line.removeprefix(f"{file}: ")) for line in lines]
 
     return read
 
@@ -57,7 +57,7 @@ def test_an_endpoint_and_a_bucket_are_enough(registry):
     assert (hub.metadata_ttl_s, hub.timeout_s, hub.drain_timeout_s) == (5, 30, 60)
     assert (hub.part_size, hub.parallel_requests, hub.staged_max) == (8 * MIB, 16, None)
     assert (hub.read_ahead, hub.read_ahead_formats) == (128 * MIB, True)
-    assert hub.local_only == (".ipynb_checkpoints", ".~*", "*.swp", ".nfs*")
+    assert hub.local_only == DEFAULT_LOCAL_ONLY
     assert (hub.read_only, hub.native_versions) == (False, True)
     assert (hub.cache.max_size, hub.cache.min_free) == (50 * GIB, "5%")
 
@@ -209,7 +209,7 @@ def test_an_unknown_registry_is_answered_with_the_known_ones(write):
 # Bad files
 
 A_NAME = "a name of 1 to 100 of A-Z a-z 0-9 . _ + - with no dot, + or - first"
-A_URL = "a URL like 'https://rgw.cluster.local:8443', with no user name in it"
+A_URL = "a URL like 'https://rgw.cluster.local:8443', with no path or user name in it"
 A_SIZE = "a size like '500GiB', or a number of bytes"
 A_TTL = "a time like '5s' or '500ms', up to '24h', or a number of seconds"
 A_TIMEOUT = "a time from '100ms' to '1h', or a number of seconds"
@@ -314,6 +314,10 @@ WHOLE_FILES = [
         f"registries.hub.endpoint: found 'https://***@rgw:8443'; expected {A_URL}",
     ),
     (
+        MINIMAL.replace("8443", "8443/llmos"),
+        f"registries.hub.endpoint: found 'https://rgw:8443/llmos'; expected {A_URL}",
+    ),
+    (
         MINIMAL.replace("https://rgw:8443", "ftp://rgw"),
         f"registries.hub.endpoint: found 'ftp://rgw'; expected {A_URL}",
     ),
@@ -362,6 +366,27 @@ def test_every_problem_of_the_file_is_told_at_once(complaints):
         "registries.hub.cache.max_size",
         "other",
     ]
+
+
+PLACED = [
+    (MINIMAL + "part_size = 1\n", 4),
+    (MINIMAL + "\n# a comment\nlocal_only = [\n  'a',\n  'b/',\n]\n", 6),
+    (MINIMAL + '\n[registries.hub.cache]\nmax_size = """\nmuch"""\n', 6),
+    ("# one\n\n[registries.hub]\nendpoint = 'http://x'\n\n[registries.lab]\n", 3),
+    (MINIMAL + "[registries.hub.namespaces.'a b']\nuid = 1\n", 4),
+    (MINIMAL + "cache.max_siz = 1\nregion = 'x'\n", 4),
+    (MINIMAL + "name = 'x'", 4),
+    ("", None),
+]
+
+
+@pytest.mark.parametrize(("text", "line"), PLACED, ids=range(len(PLACED)))
+def test_a_problem_is_told_with_its_line_or_that_of_its_table(write, text, line):
+    file = write(text)
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    said = str(caught.value).partition("\n")[0].removeprefix(f"{file}: ")
+    assert said.startswith(f"line {line}: registries." if line else "registries: ")
 
 
 def test_an_error_has_no_words_of_the_library(complaints):

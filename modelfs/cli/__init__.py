@@ -14,12 +14,14 @@ import click
 
 from modelfs.cli import (
     comparing,
+    examining,
     freezing,
     listing,
     models,
     rolling,
     serving,
     showing,
+    uploading,
     verifying,
     versions,
     warming,
@@ -81,6 +83,7 @@ def commands(
       vllm serve /models/hub/acme/llama/production
       modelfs ls acme/llama                        versions, sizes, states, aliases
       modelfs status                               is the registry there? what waits?
+      modelfs doctor                               what is wrong on this node, and what to do
 
     A model is NAMESPACE/MODEL or its path inside the mount. `modelfs COMMAND --help`
     shows examples; `modelfs demo` shows everything, in a throw-away folder.
@@ -103,7 +106,9 @@ for _command in (
     verifying.verify,
     warming.warm,
     warming.evict,
+    uploading.upload_script,
     showing.status,
+    examining.doctor,
     showing.demo,
 ):
     commands.add_command(_command)

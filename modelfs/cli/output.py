@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modelfs import logs
+from modelfs.wording import NOTHING
+from modelfs.wording import count_text as count_text
+from modelfs.wording import size_text as size_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
-NOTHING = "-"
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _COLOURS = {
+    "ok": "green",
+    "warning": "yellow",
     "ready": "green",
     "downloading": "yellow",
     "failed": "red",
@@ -112,25 +115,6 @@ def printable(text: str) -> str:
     return "".join(
         character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text
     )
-
-
-def size_text(size: int | None) -> str:
-    """Return bytes for a person: `16.3 MiB`."""
-    if size is None:
-        return NOTHING
-    if size < 1024:
-        return f"{size} B"
-    value = float(size)
-    unit = 0
-    while value >= 1023.95 and unit < len(_UNITS) - 1:
-        value /= 1024
-        unit += 1
-    return f"{value:.1f} {_UNITS[unit]}"
-
-
-def count_text(count: int, one: str) -> str:
-    """Return `1 file`, `2 files`."""
-    return f"{count:,} {one}" if count == 1 else f"{count:,} {one}s"
 
 
 def time_text(time_ns: int | None) -> str:

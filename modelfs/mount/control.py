@@ -18,6 +18,7 @@ from modelfs.errors import NotFound
 from modelfs.mount.handles import TextHandle
 from modelfs.mount.metrics import metrics
 from modelfs.mount.tree import Attributes, Folder, Maker, Node, Opened, Services, Tree
+from modelfs.mount.uploading import UPLOAD_SCRIPT, UploadScript
 from modelfs.names import ModelId, VersionId
 
 Content = Callable[[], Awaitable[bytes]]
@@ -32,6 +33,7 @@ README = """modelfs {version}: the registry {name} ({endpoint}, bucket {bucket})
   rmdir NAMESPACE/MODEL/v1                      delete a version, whole
   getfattr -d NAMESPACE/MODEL/v1                its state, progress, digest, plain folder
   cat NAMESPACE/MODEL/.modelfs/versions/v1.json its manifest
+  cat NAMESPACE/MODEL/.modelfs/upload.py        a script that uploads into it from elsewhere
   cat .modelfs/status.json                      this mount: registry, cache, uploads, freezes
   cat .modelfs/metrics                          the same in numbers, for Prometheus
 
@@ -83,11 +85,16 @@ class ModelControl(ControlFolder):
         self.model = model
 
     async def names(self) -> list[str]:
-        return ["aliases.jsonl", "versions"]
+        names = ["aliases.jsonl", "versions"]
+        if await self.services.library.sources.find(self.model) is None:  # else main/ is another's
+            names.insert(1, UPLOAD_SCRIPT)
+        return names
 
     def make(self, name: str) -> Node:
         if name == "versions":
             return self.child(name, VersionsControl, self.model)
+        if name == UPLOAD_SCRIPT:
+            return self.child(name, UploadScript, self.model)
         return self.child(name, ControlFile, partial(_alias_log, self.services, self.model))
 
 
@@ -185,8 +192,9 @@ async def status(services: Services) -> dict[str, Any]:
                 "kept_as": conflict.kept_as,
                 "time_ns": conflict.time_ns,
             }
-            for conflict in services.writeback.newest_conflicts
+            for conflict in services.writeback.uploader.newest_conflicts
         ],
+        "unfinished_uploads": [asdict(upload) for upload in services.writeback.uploader.unfinished],
         "freezes": _freezes(services),
         "versions": {
             "ready": services.library.census.ready_versions,
@@ -204,7 +212,7 @@ async def status(services: Services) -> dict[str, Any]:
         "counters": {
             "fetched_parts": services.fetcher.fetched_parts,
             "uploaded_files": services.writeback.uploaded_files,
-            "conflicts": services.writeback.conflicts,
+            "conflicts": services.writeback.uploader.conflicts,
             "bugs": services.bugs,
             "failed_tasks": services.background.failures,
         },

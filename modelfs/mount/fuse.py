@@ -15,9 +15,10 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import pyfuse3
 import trio
 
-from modelfs.errors import InvalidName, ModelfsError, NoData, NotFound, NotPermitted
+from modelfs.errors import InvalidName, ModelfsError, NameTooLong, NotFound, NotPermitted
 from modelfs.mount import failures
 from modelfs.mount.tree import Attributes, Change, Folder, Handle, Maker, Node, Opened, Tree
+from modelfs.names import NAME_MAX_BYTES
 from modelfs.store.layout import free_bytes
 from modelfs.store.sources import Caller
 
@@ -102,15 +103,9 @@ class Operations(pyfuse3.Operations):
         """Return the errno of what a handler has raised; the log says what is no daily matter."""
         if isinstance(error, pyfuse3.FUSEError):
             return int(error.errno)
-        place = self._place(name, args)
-        if isinstance(error, trio.TooSlowError):
-            failures.log_late(name, place, self.deadline_s)
-            return errno.EIO
-        if isinstance(error, ModelfsError | OSError):
-            return failures.log_refusal(name, place, error)
-        self.tree.services.bugs += 1
-        failures.log_bug(name, place)
-        return errno.EIO
+        if not isinstance(error, ModelfsError | OSError | trio.TooSlowError):
+            self.tree.services.bugs += 1
+        return failures.log_failure(name, self._place(name, args), error, self.deadline_s)
 
     def _place(self, name: str, args: Sequence[Any]) -> str:
         """Return the path, from the root of the mount, that a request is about."""
@@ -129,6 +124,8 @@ class Operations(pyfuse3.Operations):
     @handler(is_bounded=True)
     async def lookup(self, parent: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
         folder = self.tree.folder(parent)
+        if len(name) > NAME_MAX_BYTES:  # the kernel's own limit is higher
+            raise NameTooLong(f"a name of {len(name)} bytes")
         try:
             return self._shown(await folder.lookup(_text(name)))
         except (NotFound, InvalidName) as error:
@@ -249,6 +246,8 @@ class Operations(pyfuse3.Operations):
         first = max(0, start - len(dots))
         for index, (name, make) in enumerate(opened.entries[first:], first):
             node = make()
+            if node is None:
+                continue
             shown = _convert(node.attributes())
             number = index + len(dots) + 1
             if not pyfuse3.readdir_reply(token, os.fsencode(name), shown, number):
@@ -362,8 +361,7 @@ class Operations(pyfuse3.Operations):
 
     @handler(is_bounded=True)
     async def removexattr(self, inode: int, name: bytes, ctx: Any) -> None:
-        self.tree[inode].refuse_change()
-        raise NoData("no such attribute can be removed")
+        self.tree[inode].remove_xattr(os.fsdecode(name).removeprefix(XATTR_PREFIX))
 
 
 def _text(name: bytes) -> str:

@@ -9,7 +9,7 @@ from modelfs.store.cachedfile import CachedFile
 from modelfs.store.localreads import Buffer, Run
 from modelfs.store.openfiles import Readable
 from modelfs.store.prefetch import Look
-from modelfs.store.staging import StagedFile
+from modelfs.store.stagedfile import StagedFile
 
 if TYPE_CHECKING:
     from modelfs.mount.workfile import WorkFile
@@ -82,7 +82,7 @@ class WorkHandle:
         if not source.is_complete:
             if self._look is None:
                 node = self.node
-                self._look = services.prefetcher.look(source, node.name, node.folder.known)
+                self._look = services.prefetcher.look(source, node.name, node.folder.beside)
             self._look.after(offset, size)
         return data
 
@@ -91,6 +91,7 @@ class WorkHandle:
             raise ReadOnly("opened for reading")
         staged = self.staged or await self.node.stage()
         await self.node.services.staging.write(staged, offset, data)
+        self.node.services.writeback.uploader.written(staged)
         return len(data)
 
     async def flush(self) -> None:
@@ -125,7 +126,8 @@ class WorkHandle:
             elif self.is_writer and staged.is_dirty:
                 await services.writeback.publish_later(staged)
             await services.writeback.settle(staged)
-            if not node.is_detached and node.staged is None:
+            is_its_own = (staged.model, staged.name) == (node.model, node.path)
+            if not node.is_detached and is_its_own and node.staged is None:
                 if staged.failure is None:
                     node.became(staged.base)
                 else:

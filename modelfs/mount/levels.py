@@ -5,6 +5,7 @@ registry down, without a request, since the store is asked first.
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from functools import partial
 from typing import NoReturn
 
@@ -24,6 +25,7 @@ from modelfs.errors import (
 )
 from modelfs.mount import control
 from modelfs.mount.frozen import VersionFolder
+from modelfs.mount.trash import Trash, is_trash
 from modelfs.mount.tree import NAMES_TTL_S, Attributes, Folder, Maker, Node, Tree
 from modelfs.mount.working import WorkFolder
 from modelfs.names import (
@@ -78,6 +80,8 @@ class RootFolder(Level):
     async def lookup(self, name: str) -> Node:
         if name == CONTROL:
             return self.child(name, control.RootControl)
+        if is_trash(name):
+            return self.child(name, Trash)
         if is_plain_name(name) and (
             await self.services.library.has_namespace(name)
             or any(model.namespace == name for model in self.services.staging.models())
@@ -213,7 +217,7 @@ class ModelFolder(Level):
             found.append((name, partial(self.child, name, VersionFolder, version, "", view)))
         return sorted(found, key=lambda item: item[0])
 
-    async def _main(self) -> Maker:
+    async def _main(self) -> Callable[[], Node]:
         """Return what makes the node of `main`: a folder, or a link to the source's."""
         source = await self.services.library.sources.find(self.model)
         if source is None:

@@ -19,6 +19,11 @@ READ_AHEAD_KIB = 1024  # with 1 MiB requests pyfuse3 reads twice as fast as with
 
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
 _MOUNTINFO = Path("/proc/self/mountinfo")
+_HINTS = {
+    errno.ENOENT: "make it with mkdir -p {}",
+    errno.ENOTDIR: "name a folder, not a file",
+    errno.EACCES: "let this user read it, or mount as its owner",
+}
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -30,6 +35,12 @@ class Mounted:
     path: Path
     filesystem: str
     source: str
+    is_whole: bool = True  # False: a bind mount of a part of it
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether a daemon of modelfs made it."""
+        return self.filesystem == FILESYSTEM and self.is_whole
 
 
 def mounted() -> list[Mounted]:
@@ -39,7 +50,7 @@ def mounted() -> list[Mounted]:
         left, _, right = line.partition(" - ")
         fields, kind = left.split(), right.split()
         path = _OCTAL.sub(lambda match: chr(int(match[1], 8)), fields[4])
-        found.append(Mounted(fields[2], Path(path), kind[0], kind[1]))
+        found.append(Mounted(fields[2], Path(path), kind[0], kind[1], fields[3] == "/"))
     return found
 
 
@@ -66,17 +77,22 @@ def prepare(mountpoint: Path) -> None:
                 f"{mountpoint}: a {found.filesystem} file system ({found.source}) is mounted "
                 "there; choose another folder, or unmount it"
             )
-        if not _is_dead(mountpoint):
+        if not is_dead(mountpoint):
             raise MountError(
                 f"{mountpoint}: {found.source} is mounted there already; "
                 f"end it first: modelfs umount {mountpoint}"
             )
         unmount_lazily(mountpoint)
+    check_free(mountpoint)
+
+
+def check_free(mountpoint: Path) -> None:
+    """See that `mountpoint` is an empty folder, or raise MountError: one line with what to do."""
     try:
         names = os.listdir(mountpoint)
     except OSError as error:
-        hint = f": make it with mkdir -p {mountpoint}" if error.errno == errno.ENOENT else ""
-        raise MountError(f"{mountpoint}: {os.strerror(error.errno or 0)}{hint}") from None
+        hint = _HINTS.get(error.errno or 0, "choose another folder").format(mountpoint)
+        raise MountError(f"{mountpoint}: {os.strerror(error.errno or 0)}: {hint}") from None
     if names:
         raise MountError(
             f"{mountpoint} is not empty (it has {names[0]!r}): choose an empty folder, "
@@ -84,11 +100,12 @@ def prepare(mountpoint: Path) -> None:
         )
 
 
-def _is_dead(mountpoint: Path) -> bool:
-    """Ask in another process, within a limit: the answer of a mount that hangs is no.
+def is_dead(mountpoint: Path) -> bool:
+    """Tell whether the daemon of a mount is gone.
 
-    A statfs is asked of the daemon every time; a stat of a mount whose daemon was killed a
-    moment ago is still answered from the kernel's memory.
+    Another process is asked, within a limit: the answer of a mount that hangs is no. A statfs
+    is asked of the daemon every time; a stat of a mount whose daemon was killed a moment ago is
+    still answered from the kernel's memory.
     """
     _, _, said = run_bounded(["stat", "-f", "-c", "", str(mountpoint)], PROBE_LIMIT_S)
     return os.strerror(errno.ENOTCONN) in said
@@ -148,6 +165,10 @@ def check_store(store: Path, filesystems: tuple[str, ...], *, is_default: bool) 
                 f"the store {store} is on {found.filesystem} ({found.path}), not on "
                 f"{' or '.join(filesystems)}: mount that first (store_filesystem)"
             )
+    if not existing.is_dir():
+        raise StoreError(
+            f"the store {store} cannot be made: {existing} is no folder; set another `store`"
+        )
     if not is_default and not store.parent.is_dir():
         raise StoreError(
             f"the store {store} cannot be made: {store.parent} does not exist; mount its disk, "
@@ -169,14 +190,34 @@ def tune(mountpoint: Path) -> bool:
     found = at(mountpoint)
     if found is None:
         return False
-    minor = found.device.rpartition(":")[2]
-    knobs = {
-        Path(f"/sys/class/bdi/{found.device}/read_ahead_kb"): READ_AHEAD_KIB,
-        _CONNECTIONS / minor / "max_background": BACKGROUND_REQUESTS,
-        _CONNECTIONS / minor / "congestion_threshold": BACKGROUND_REQUESTS * 3 // 4,
-    }
-    done = [_set(knob, value) for knob, value in knobs.items()]  # each is tried
+    done = [_set(path, value) for path, value in knobs(found).items()]  # each is tried
     return all(done)
+
+
+def knobs(mounted: Mounted) -> dict[Path, int]:
+    """Return the kernel's settings of a mount, and what is written there."""
+    return {
+        Path(f"/sys/class/bdi/{mounted.device}/read_ahead_kb"): READ_AHEAD_KIB,
+        _connection(mounted) / "max_background": BACKGROUND_REQUESTS,
+        _connection(mounted) / "congestion_threshold": BACKGROUND_REQUESTS * 3 // 4,
+    }
+
+
+def knob(path: Path) -> int | None:
+    """Return what a setting of the kernel is; None where it cannot be seen."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def waiting_requests(mounted: Mounted) -> int | None:
+    """Return how many requests of programs wait for the daemon; None without fusectl."""
+    return knob(_connection(mounted) / "waiting")
+
+
+def _connection(mounted: Mounted) -> Path:
+    return _CONNECTIONS / mounted.device.rpartition(":")[2]
 
 
 def _set(knob: Path, value: int) -> bool:

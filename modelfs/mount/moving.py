@@ -4,6 +4,7 @@ Every order is chosen so that a crash between two requests leaves a file twice, 
 at all.
 """
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -14,7 +15,9 @@ from modelfs.errors import ModelfsError, NotFound, Stale
 from modelfs.mount.tree import Services
 from modelfs.names import ModelId
 from modelfs.registry.objects import ObjectInfo, format_mtime
-from modelfs.store.staging import Promise, StagedFile
+from modelfs.store.stagedfile import Promise, StagedFile
+
+log = logging.getLogger(__name__)
 
 PARALLEL_COPIES = 8
 
@@ -110,10 +113,17 @@ async def touch(
 async def move_file(
     services: Services, model: ModelId, path: str, to_model: ModelId, to_path: str
 ) -> None:
-    """Rename a file: copy its object, delete the old one, move what is staged of it."""
+    """Rename a file: copy its object, delete the old one, move what is staged of it.
+
+    A name that stays on this node gets no object: what is renamed to it must be staged.
+    """
+    goes_local = services.staging.is_local(to_path)
     async with _held(services, model, path) as staged:
-        if staged is None or staged.base is not None:
-            base: ObjectInfo | None = await _move_object(services, model, path, to_model, to_path)
+        base: ObjectInfo | None = None
+        if goes_local:
+            assert staged is not None
+        elif staged is None or staged.base is not None:
+            base = await _move_object(services, model, path, to_model, to_path)
         else:
             base = services.registry.known_file(to_model, to_path)
         async with _held(services, to_model, to_path) as target:
@@ -121,6 +131,8 @@ async def move_file(
                 await services.staging.discard(target)
         if staged is not None:
             await _move_staged(services, staged, to_model, to_path, base)
+        if goes_local and services.registry.known_file(model, path) is not None:
+            await _delete_object(services, model, path)
 
 
 async def _move_staged(
@@ -130,11 +142,15 @@ async def _move_staged(
     path: str,
     base: ObjectInfo | None,
 ) -> None:
-    staged.base, staged.base_etag = base, base.id.etag if base else None
+    was_local, is_local = staged.promise is Promise.LOCAL, services.staging.is_local(path)
+    staged.replaces(base)
     services.staging.move(staged, model, path)
-    if staged.promise is Promise.LOCAL and not services.staging.is_local(path):
+    if was_local and not is_local:
         staged.generation += 1  # from now on it belongs into the registry
         await services.writeback.publish_later(staged)
+    elif is_local and not was_local:
+        staged.uploaded_generation = staged.generation
+        await services.staging.promise(staged, Promise.LOCAL, durable=True)
     else:
         await services.staging.promise(staged, staged.promise, durable=False)
 
@@ -159,28 +175,80 @@ async def move_folder(
     """Rename a folder: copy every object below it, then delete the old ones.
 
     A crash leaves the old folder whole beside copies; what fails is raised, and the old
-    folder is whole then, too.
+    folder is whole then, too, and the copies are gone. Raises NameTooLong before anything is done.
     """
     registry = services.registry
     old, new = registry.keys.file(model, f"{path}/"), registry.keys.file(to_model, f"{to_path}/")
     objects = await registry.list_below(old)
-    copies: dict[str, ObjectInfo] = {}
-
-    async def copy(info: ObjectInfo) -> None:
-        relative = info.id.key.removeprefix(old)
-        copies[relative] = await _copy(services, info, new + relative)
-
-    await side_by_side([partial(copy, info) for info in objects], PARALLEL_COPIES)
+    _check_lengths(services, model, path, to_model, to_path, objects)
+    copies = await _copy_all(services, objects, old, new)
     if not copies:
         await put_marker(services, to_model, to_path)
     for relative, copied in copies.items():
         registry.note_put(to_model, f"{to_path}/{relative}", copied)
-    services.staging.local_folders.discard((model, path))
+    services.staging.move_local_folders(model, path, to_model, to_path)
     await _move_all_staged(services, model, path, to_model, to_path, copies)
     await _delete_moved(services, [info.id.key for info in objects])
     for relative in copies:
         registry.note_removed(model, f"{path}/{relative}")
     registry.note_removed(model, f"{path}/")
+
+
+def _check_lengths(
+    services: Services,
+    model: ModelId,
+    path: str,
+    to_model: ModelId,
+    to_path: str,
+    objects: list[ObjectInfo],
+) -> None:
+    """Raise NameTooLong where a key would become too long."""
+    keys = services.registry.keys
+    start = keys.file(model, path)
+    names = [info.id.key for info in objects]
+    names += [keys.file(model, staged.name) for staged in services.staging.below(model, path)]
+    for name in names:
+        keys.file(to_model, to_path + name.removeprefix(start))
+
+
+async def _copy_all(
+    services: Services, objects: list[ObjectInfo], old: str, new: str
+) -> dict[str, ObjectInfo]:
+    """Copy objects from below one prefix to below another; return the copies by what follows it.
+
+    What fails takes the copies back. The folder's own marker comes last: it may be there already.
+    """
+    copies: dict[str, ObjectInfo] = {}
+    failures: list[ModelfsError | OSError] = []
+
+    async def copy(info: ObjectInfo) -> None:
+        relative = info.id.key.removeprefix(old)
+        if failures:
+            return
+        try:
+            copies[relative] = await _copy(services, info, new + relative)
+        except (ModelfsError, OSError) as error:  # the others end: none may arrive later
+            failures.append(error)
+
+    inside = [info for info in objects if info.id.key != old]
+    await side_by_side([partial(copy, info) for info in inside], PARALLEL_COPIES)
+    for marker in objects:
+        if marker.id.key == old:
+            await copy(marker)
+    if failures:
+        await _take_back(services, [new + info.id.key.removeprefix(old) for info in inside])
+        raise failures[0]
+    return copies
+
+
+async def _take_back(services: Services, keys: list[str]) -> None:
+    try:
+        failed = await services.registry.delete_many(keys)
+    except ModelfsError as error:
+        failed = dict.fromkeys(keys, str(error))
+    if failed:
+        key, reason = next(iter(failed.items()))
+        log.warning("%d copies of a rename that failed stay, as %s: %s", len(failed), key, reason)
 
 
 async def _delete_moved(services: Services, keys: list[str]) -> None:

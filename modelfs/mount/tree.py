@@ -198,11 +198,21 @@ class Node(ABC):
 
     async def set_xattr(self, name: str, value: str, caller: Caller) -> None:
         self.refuse_change()
-        raise NotSupported(f"the attribute {name} cannot be set here")
+        if name not in self.brought_along:
+            raise NotSupported(f"the attribute {name} cannot be set here")
+
+    def remove_xattr(self, name: str) -> None:
+        self.refuse_change()
+        if name not in self.brought_along:
+            raise NoData(f"the attribute {name} cannot be removed here")
+
+    # What tools that copy attributes (rsync -X, cp -a, mv) set as it was elsewhere, or remove as it
+    # was not: that succeeds and changes nothing, as chmod does.
+    brought_along: frozenset[str] = frozenset()
 
 
 N = TypeVar("N", bound=Node)
-Maker = Callable[[], Node]
+Maker = Callable[[], Node | None]
 
 
 class Folder(Node):
@@ -224,7 +234,7 @@ class Folder(Node):
 
     @abstractmethod
     async def entries(self) -> list[tuple[str, Maker]]:
-        """Return the names, each with what makes its node of the same moment."""
+        """Return the names, each with what makes its node; None where it is gone by then."""
 
     def absent_ttl_s(self) -> float:
         """Return for how long the kernel may believe that a name is absent."""

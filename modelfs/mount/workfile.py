@@ -5,7 +5,11 @@ is open, the open files keep the old node and the name gets a new one, so that t
 never mixes the pages of two states.
 """
 
+import re
+import time
 from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import replace
 
 import trio
 
@@ -19,8 +23,9 @@ from modelfs.registry.objects import ObjectId, ObjectInfo
 from modelfs.store.cachedfile import CachedFile
 from modelfs.store.parts import Urgency
 from modelfs.store.sources import Caller
-from modelfs.store.staging import StagedFile
+from modelfs.store.stagedfile import Promise, StagedFile
 
+_SHOWN = re.compile(r"\d+/\d+")  # `cached` as getxattr tells it
 OPEN_TTL_S = 0.5  # for how long the kernel believes the attributes of a file that is open
 
 
@@ -48,6 +53,12 @@ class WorkPlace(Folder):
     def known(self) -> ListedFolder:
         """Return what memory holds of that, with no request."""
         return self.services.registry.known_folder(self.model, self.path)
+
+    def beside(self) -> ListedFolder:
+        """Return what of that may be brought ahead: what is staged is here already."""
+        known, staged = self.known(), self.services.staging.in_folder(self.model, self.path)
+        files = {name: info for name, info in known.files.items() if name not in staged}
+        return replace(known, files=files) if staged else known
 
 
 class WorkFile(Node):
@@ -83,17 +94,29 @@ class WorkFile(Node):
 
     @property
     def staged(self) -> StagedFile | None:
-        """Return the staged file that the node shows, also after its name was removed."""
-        if self.is_detached:
-            return self.unlinked
+        """Return the staged file that the node shows, also after its name was removed.
+
+        After a conflict the name is that of what someone else has put; who has it open goes on.
+        """
+        shown = None if self.is_detached else self._staged_at_its_path
+        return shown or self.unlinked or next(self._held_open(), None)
+
+    @property
+    def _staged_at_its_path(self) -> StagedFile | None:
         return self.services.staging.get(self.model, self.path)
+
+    def _held_open(self) -> Iterator[StagedFile]:
+        staged = (handle.staged for handle in self.handles)
+        return (found for found in staged if found is not None and not found.settled.is_set())
 
     def is_same(self, *args: object) -> bool:
         """An open clean file is another one as soon as its object is in another state."""
         info = args[0]
         assert info is None or isinstance(info, ObjectInfo)
-        if self.staged is not None:
+        if self._staged_at_its_path is not None:
             return True
+        if self.staged is not None:
+            return False
         is_changed = info is not None and (self.info is None or info.id != self.info.id)
         if is_changed and self.handles:
             return False
@@ -109,6 +132,12 @@ class WorkFile(Node):
         if self.has_writers:
             await self.stage()
         self.unlinked = self.staged
+
+    async def publish_what_was_local(self) -> None:
+        """Return when the registry has a file that has lost the name by which it stayed here."""
+        staged = self.staged
+        if staged is not None and staged.promise is Promise.CLOSED and not self.has_writers:
+            await self.services.writeback.publish(staged)
 
     def refuse_change(self) -> None:
         self.folder.refuse_change()
@@ -153,6 +182,7 @@ class WorkFile(Node):
     # ----------------------------------------------------------------- open
 
     async def open(self, *, write: bool, truncate: bool) -> Opened:
+        write = write or truncate  # O_RDONLY | O_TRUNC empties the file, too
         if write:
             self.refuse_change()
         staged = await self._settled()
@@ -168,8 +198,7 @@ class WorkFile(Node):
             staged = await self._stage(0)
             staged.users += 1  # it must not settle while it is cut
             try:
-                if staged.size:
-                    await self.services.staging.truncate(staged, 0)
+                await self.services.staging.truncate(staged, 0)
                 staged.is_written = False
             finally:
                 staged.users -= 1
@@ -182,7 +211,7 @@ class WorkFile(Node):
                 self.services.cache.close(source)
                 raise Stale(f"{self.path} has changed")
             if not write:
-                self.services.prefetcher.opened(source.info, self.name, self.folder.known)
+                self.services.prefetcher.opened(source.info, self.name, self.folder.beside)
         return self.opened(write=write, staged=staged, source=source)
 
     def opened(
@@ -235,19 +264,24 @@ class WorkFile(Node):
             if info is None or size == 0:
                 staged = await services.staging.create(self.model, self.path, info)
             else:
-                source = await services.cache.open(info)
-                try:
-                    parts = range(source.part_count)
-                    with source.pinned(parts):  # until they are copied
-                        await services.fetcher.bring(source, parts, Urgency.DEMAND)
-                        staged = await services.staging.create(
-                            self.model, self.path, info, source, size
-                        )
-                finally:
-                    services.cache.close(source)
+                staged = await self._stage_copy(info, size)
             for handle in self.handles:
                 handle.join(staged)
             return staged
+
+    async def _stage_copy(self, info: ObjectInfo, size: int) -> StagedFile:
+        services = self.services
+        source = await services.cache.open(info)
+        try:
+            parts = range(source.part_count)
+            with source.pinned(parts):  # until they are copied
+                await services.fetcher.bring(source, parts, Urgency.DEMAND)
+                return await services.staging.create(self.model, self.path, info, source, size)
+        except (Stale, NotFound) as error:
+            services.registry.expire(self.model, self.folder.path)
+            raise Stale(f"{self.name} was changed in the registry by someone else") from error
+        finally:
+            services.cache.close(source)
 
     # -------------------------------------------------------------- changes
 
@@ -255,6 +289,7 @@ class WorkFile(Node):
         if change.size is None and change.mtime_ns is None:
             return
         self.refuse_change()
+        await self.refresh()  # an upload in the background may have ended since the last look
         if change.size is not None:
             await self._truncate(change.size)
         if change.mtime_ns is not None:
@@ -263,6 +298,7 @@ class WorkFile(Node):
     async def _truncate(self, size: int) -> None:
         staged = await self._settled()
         if staged is None and self.info is not None and size == self.info.size:
+            await self._set_mtime(time.time_ns())  # as on a disk; its bytes stay where they are
             return
         if staged is None:
             staged = await self._stage(min(size, self.info.size) if self.info else 0)
@@ -277,6 +313,16 @@ class WorkFile(Node):
 
     async def _set_mtime(self, mtime_ns: int) -> None:
         staged = await self._settled()
+        if self.is_detached:
+            if staged is not None:
+                staged.mtime_ns = mtime_ns
+            elif self.info is not None:
+                self.info = replace(self.info, mtime_ns=mtime_ns)
+            return
+        if staged is not None and staged.promise is Promise.LOCAL:
+            staged.mtime_ns = mtime_ns
+            await self.services.staging.promise(staged, Promise.LOCAL, durable=False)
+            return
         if staged is not None and staged.is_dirty:
             staged.mtime_ns = mtime_ns
             staged.is_written = True
@@ -284,7 +330,7 @@ class WorkFile(Node):
                 staged.generation += 1
             return
         info = staged.base if staged is not None else self.info
-        if info is None or self.is_detached or self._mtime_ns(info) == mtime_ns:
+        if info is None or self._mtime_ns(info) == mtime_ns:
             return
         if staged is None:
             self.became(await self._touch(info, mtime_ns))
@@ -293,7 +339,8 @@ class WorkFile(Node):
         try:
             copied = await self._touch(info, mtime_ns)
             self.became(copied)
-            staged.base, staged.base_etag, staged.mtime_ns = copied, copied.id.etag, mtime_ns
+            staged.replaces(copied)
+            staged.mtime_ns = mtime_ns
         finally:
             staged.users -= 1
             await self.services.writeback.settle(staged)
@@ -326,12 +373,16 @@ class WorkFile(Node):
             found["etag"] = info.id.etag
         return found
 
+    brought_along = frozenset(
+        ("key", "etag", "dirty", "cached", "warming", "error", "sha256", "confirmed")
+    )
+
     async def set_xattr(self, name: str, value: str, caller: Caller) -> None:
         """Take `cached`: `all` begins to bring the file's bytes into the cache, `none` drops them.
 
         What is staged is here, and stays.
         """
-        if name != "cached":
+        if name != "cached" or _SHOWN.fullmatch(value):
             await super().set_xattr(name, value, caller)
         elif value == "all":
             await self._warm()

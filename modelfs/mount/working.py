@@ -1,9 +1,11 @@
 """The folders of `main/`: the working tree, a live view of a model in the registry."""
 
+import time
 from functools import partial
 
 from modelfs.errors import (
     AlreadyExists,
+    CrossDevice,
     IsAFolder,
     NotAFolder,
     NotEmpty,
@@ -19,7 +21,7 @@ from modelfs.mount.workfile import WorkFile, WorkPlace
 from modelfs.names import ModelId, check_component
 from modelfs.registry.listing import Folder as ListedFolder
 from modelfs.store.sources import Caller
-from modelfs.store.staging import StagedFile
+from modelfs.store.stagedfile import StagedFile
 
 
 class WorkFolder(WorkPlace):
@@ -30,6 +32,7 @@ class WorkFolder(WorkPlace):
     ) -> None:
         super().__init__(tree, parent, name)
         self._model = model  # of main/ itself
+        self._changed_ns = 0  # when a name came or went, also of what is staged alone
 
     @property
     def model(self) -> ModelId:
@@ -49,6 +52,8 @@ class WorkFolder(WorkPlace):
         if self.services.config.read_only:
             raise ReadOnly("this mount is read-only")
 
+    brought_along = frozenset(("state", "progress", "digest", "error", "path"))  # of a version
+
     async def listed(self) -> ListedFolder:
         """Return what the registry holds in this folder; an empty one for a local model."""
         try:
@@ -64,14 +69,29 @@ class WorkFolder(WorkPlace):
     def _local_folders(self) -> set[str]:
         return self.services.staging.folders_in(self.model, self.path)
 
+    async def is_empty(self) -> bool:
+        return (await self.listed()).is_empty and not self._staged() and not self._local_folders()
+
     async def refresh(self) -> None:
         if not self.is_detached:
             await self.listed()
 
     def attributes(self) -> Attributes:
+        """Return what stat shows; the time is when names came or went, as on a disk.
+
+        Python, for one, looks for a new module in a folder that it knows only when that moves.
+        """
+        registry = self.services.registry
+        listed_ns = registry.known_folder(self.model, self.path).changed_ns
         return self._attributes(
-            mode=self.owner()[2], ttl_s=min(1.0, self.services.registry.metadata_ttl_s)
+            mode=self.owner()[2],
+            mtime_ns=max(self.services.started_ns, self._changed_ns, listed_ns),
+            ttl_s=min(1.0, registry.metadata_ttl_s),
         )
+
+    def _changed(self) -> None:
+        """Note that a name came or went just now."""
+        self._changed_ns = time.time_ns()
 
     async def lookup(self, name: str) -> Node:
         staged = self.services.staging.get(self.model, self.path_of(name))
@@ -96,15 +116,27 @@ class WorkFolder(WorkPlace):
     _absent_ttl_s = 0.0
 
     async def entries(self) -> list[tuple[str, Maker]]:
-        listed = await self.listed()
-        found: dict[str, Maker] = {
-            name: partial(self.child, name, WorkFile, info) for name, info in listed.files.items()
-        }
-        for name, staged in self._staged().items():
-            found[name] = partial(self.child, name, WorkFile, staged.base)
-        for name in listed.folders | self._local_folders():
-            found[name] = partial(self.child, name, WorkFolder)
-        return sorted(found.items())
+        listed, local = await self.listed(), self._local_folders()
+        names = {*listed.files, *listed.folders, *self._staged(), *local}
+        return [(name, partial(self._made, name, listed, local)) for name in sorted(names)]
+
+    def _made(self, name: str, listed: ListedFolder, local: set[str]) -> Node | None:
+        """Return the child as it is now: the kernel reads a folder bit by bit, and believes it.
+
+        Where memory has forgotten the folder, it is as it was listed.
+        """
+        path = self.path_of(name)
+        staged = self.services.staging.get(self.model, path)
+        if staged is not None:
+            return self.child(name, WorkFile, staged.base)
+        known = self.known()
+        listed = known if known.listed_at else listed
+        if name in listed.folders:
+            return self.child(name, WorkFolder)
+        if name in local and self.services.staging.has_folder(self.model, path):
+            return self.child(name, WorkFolder)
+        info = listed.files.get(name)
+        return self.child(name, WorkFile, info) if info else None
 
     async def _absent(self, name: str) -> None:
         if self.is_detached and self._model is not None:  # main is a link just now
@@ -124,6 +156,7 @@ class WorkFolder(WorkPlace):
         await self._absent(name)
         staged = await self.services.staging.create(self.model, self.path_of(name), None)
         staged.is_written = True  # a new file is there as soon as it is closed, empty or not
+        self._changed()
         node = self.child(name, WorkFile, None)
         return node, node.opened(write=True, staged=staged)
 
@@ -131,6 +164,7 @@ class WorkFolder(WorkPlace):
         self.refuse_change()
         await self._absent(name)
         await moving.put_marker(self.services, self.model, self.path_of(name))
+        self._changed()
         return self.child(name, WorkFolder)
 
     async def rmdir(self, name: str, caller: Caller) -> None:
@@ -138,11 +172,11 @@ class WorkFolder(WorkPlace):
         node = await self.lookup(name)
         if not isinstance(node, WorkFolder):
             raise NotAFolder(f"{name} is a file")
-        listed = await node.listed()
-        if not listed.is_empty or node._staged() or node._local_folders():
+        if not await node.is_empty():
             raise NotEmpty(f"{name} is not empty")
         await self.keep()
         await moving.delete_marker(self.services, self.model, node.path)
+        self._changed()
         self.tree.detach(node)
 
     async def unlink(self, name: str, caller: Caller) -> None:
@@ -153,6 +187,7 @@ class WorkFolder(WorkPlace):
         await self.keep()
         await node.before_its_name_goes()
         await moving.delete_file(self.services, self.model, node.path)
+        self._changed()
         self.tree.detach(node)
 
     async def keep(self) -> None:
@@ -180,6 +215,7 @@ class WorkFolder(WorkPlace):
             raise NotPermitted(f"{name} stays in a main/: versions are made by mkdir")
         node = await self.lookup(name)
         check_component(new_name)
+        self.services.registry.keys.file(into.model, into.path_of(new_name))
         target: Node | None
         try:
             target = await into.lookup(new_name)
@@ -189,18 +225,26 @@ class WorkFolder(WorkPlace):
             return
         if target is not None and not replace:
             raise AlreadyExists(f"{new_name} exists")
+        was_local = self.services.staging.is_local(self.path_of(name))
         if isinstance(node, WorkFolder):
             await self._rename_folder(node, into, new_name, target)
         else:
             if isinstance(target, WorkFolder):
                 raise IsAFolder(f"{new_name} is a folder")
+            assert isinstance(node, WorkFile)
             await self.keep()
             if isinstance(target, WorkFile):
                 await target.before_its_name_goes()
             path = into.path_of(new_name)
-            await moving.move_file(self.services, self.model, self.path_of(name), into.model, path)
+            if self.services.staging.is_local(path) and node.staged is None:
+                await node.stage()  # from now on its bytes are here alone
+            await moving.move_file(self.services, self.model, node.path, into.model, path)
         self.tree.move(node, into, new_name)
+        self._changed()
+        into._changed()
         _follow(node)
+        if was_local and isinstance(node, WorkFile):
+            await node.publish_what_was_local()
 
     async def _rename_folder(
         self, node: "WorkFolder", into: "WorkFolder", new_name: str, target: Node | None
@@ -208,10 +252,12 @@ class WorkFolder(WorkPlace):
         if target is not None:
             if not isinstance(target, WorkFolder):
                 raise NotAFolder(f"{new_name} is a file")
-            if not (await target.listed()).is_empty or target._staged():
+            if not await target.is_empty():
                 raise NotEmpty(f"{new_name} is not empty")
+        path, is_local = into.path_of(new_name), self.services.staging.is_local
+        if is_local(path) != is_local(node.path):  # mv copies its files then, one by one
+            raise CrossDevice(f"of {node.path} and {path} one stays on this node")
         await self.keep()
-        path = into.path_of(new_name)
         await moving.move_folder(self.services, self.model, node.path, into.model, path)
 
 

@@ -15,19 +15,21 @@ from modelfs.concurrency import thread_buffer
 from modelfs.errors import NoSpace, RegistryUnavailable, StoreError
 from modelfs.registry.objects import Progress
 
-HASH_BLOCK = 1 << 20
+SEND_BYTES = 256 << 10  # http.client asks for 16 KiB: a call for each costs more than the bytes
 TRICKLE_S = 10.0
 TRICKLE_BYTES = 32 << 10  # a stream that brings less in TRICKLE_S is stalled
 
 
-def _pread(fd: int, size: int, offset: int) -> bytes:
+def _pread(fd: int, size: int, offset: int) -> memoryview:
+    """Return bytes of a file in this thread's buffer, BUFFER_BYTES at most."""
+    buffer = thread_buffer()
     try:
-        data = os.pread(fd, size, offset)
+        count = os.preadv(fd, [buffer[:size]], offset)
     except OSError as error:
         raise StoreError(f"a staged file cannot be read: {error.strerror}") from error
-    if not data:
+    if not count:
         raise StoreError("a staged file became shorter while it was uploaded")
-    return data
+    return buffer[:count]
 
 
 def md5_of(fd: int, offset: int, length: int) -> bytes:
@@ -35,21 +37,27 @@ def md5_of(fd: int, offset: int, length: int) -> bytes:
     md5 = hashlib.md5(usedforsecurity=False)
     end = offset + length
     while offset < end:
-        data = _pread(fd, min(HASH_BLOCK, end - offset), offset)
+        data = _pread(fd, end - offset, offset)
         md5.update(data)
         offset += len(data)
     return md5.digest()
 
 
 class FileBody:
-    """Bytes [offset, offset + length) of `fd` as a seekable file of their own, for sending."""
+    """Bytes [offset, offset + length) of `fd` as a seekable file of their own, for sending.
 
-    def __init__(self, fd: int, offset: int, length: int, progress: Progress) -> None:
+    One that `is_signed` is read twice: the first time, for its signature, nothing is sent.
+    """
+
+    def __init__(
+        self, fd: int, offset: int, length: int, progress: Progress, *, is_signed: bool = False
+    ) -> None:
         self._fd = fd
         self._offset = offset
         self._length = length
         self._progress = progress
         self._position = 0
+        self._is_sent = not is_signed
 
     def __len__(self) -> int:
         return self._length
@@ -58,19 +66,24 @@ class FileBody:
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._is_sent |= self._position == self._length
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._length}[whence]
         self._position = max(0, start + offset)
         return self._position
 
-    def read(self, size: int | None = -1) -> bytes:
-        """Return the next bytes, b"" at the end; raises StoreError where the file lacks them."""
+    def read(self, size: int | None = -1) -> memoryview | bytes:
+        """Return the next bytes, more than were asked for or fewer; b"" at the end.
+
+        They hold until this thread reads again. Raises StoreError where the file lacks them.
+        """
         left = self._length - self._position
-        wanted = left if size is None or size < 0 else min(left, size)
+        wanted = left if size is None or size < 0 else min(left, max(size, SEND_BYTES))
         if wanted <= 0:
             return b""
         data = _pread(self._fd, wanted, self._offset + self._position)
         self._position += len(data)
-        self._progress(len(data))
+        if self._is_sent:
+            self._progress(len(data))
         return data
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from modelfs.errors import ConfigError
 
+FORMAT = "[default], aws_access_key_id = ... and aws_secret_access_key = ..."
+
 
 @dataclass(frozen=True, slots=True)
 class KeyPair:
@@ -44,9 +46,12 @@ class CredentialsFile:
                     return self._known[1]
                 text = file.read()
         except OSError as error:
-            raise ConfigError(f"{self._path}: cannot be read: {error.strerror}") from None
+            raise ConfigError(
+                f"{self._path}: cannot be read: {error.strerror}; make it readable for this user, "
+                "or name another file: credentials = FILE"
+            ) from None
         except UnicodeDecodeError:
-            raise ConfigError(f"{self._path}: is no UTF-8 text") from None
+            raise ConfigError(f"{self._path}: is no UTF-8 text; expected {FORMAT}") from None
         pair = self._parse(text)
         self._known = stamp, pair
         self.read_ns = time.time_ns()
@@ -60,15 +65,19 @@ class CredentialsFile:
             line = getattr(error, "lineno", None)
             place = f" (line {line})" if line else ""
             raise ConfigError(
-                f"{self._path}: not in AWS credentials format{place}: expected [default], "
-                "aws_access_key_id = ... and aws_secret_access_key = ..."
+                f"{self._path}: not in AWS credentials format{place}: expected {FORMAT}"
             ) from None
         if not parser.has_section("default"):
-            raise ConfigError(f"{self._path}: has no section [default]")
+            others = ", ".join(map(repr, parser.sections()))
+            raise ConfigError(
+                f"{self._path}: has no section [default], but {others}; name it [default]"
+                if others
+                else f"{self._path}: has no section [default]; expected {FORMAT}"
+            )
         section = parser["default"]
         for name in ("aws_access_key_id", "aws_secret_access_key"):
             if not section.get(name):
-                raise ConfigError(f"{self._path}: {name} is missing in [default]")
+                raise ConfigError(f"{self._path}: {name} is missing in [default]; add {name} = ...")
         for name in ("aws_access_key_id", "aws_secret_access_key", "aws_session_token"):
             if not (section.get(name) or "").isascii() or re.search(r"\s", section.get(name) or ""):
                 # It would go into a header, and Python's error on that shows it whole.

@@ -20,17 +20,27 @@ class Folder:
     """The files and folders of one folder, by name.
 
     `has_marker` tells that the key `path/` exists. `listed_at` is when the request that
-    this comes from was begun (monotonic seconds).
+    this comes from was begun (monotonic seconds). `changed_ns` is when its names were seen to
+    have changed (time since the epoch), 0 where they were not.
     """
 
     files: dict[str, ObjectInfo] = field(default_factory=dict)
     folders: set[str] = field(default_factory=set)
     has_marker: bool = False
     listed_at: float = 0.0
+    changed_ns: int = 0
 
     @property
     def is_empty(self) -> bool:
         return not self.files and not self.folders
+
+    def has(self, name: str) -> bool:
+        return name in self.files or name in self.folders
+
+    def follow(self, earlier: "Folder") -> None:
+        """Take the place of an earlier listing: what has other names has changed by now."""
+        is_same = self.files.keys() == earlier.files.keys() and self.folders == earlier.folders
+        self.changed_ns = earlier.changed_ns if is_same else time.time_ns()
 
 
 @dataclass(slots=True)

@@ -11,12 +11,19 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from modelfs.counting import Histogram
+from modelfs.registry.rights import UploadRights, UploadWish
 
 Progress = Callable[[int], None]
 """Called from the working thread with the number of bytes that have just moved."""
 
 MTIME = "mtime"
 """The metadata key of an object's recorded time, as rclone writes it."""
+
+PART_SIZES = "modelfs-parts"
+"""The metadata key of the sizes of the parts in which an object came, where they are odd."""
+
+ABSENT = "*"
+"""The condition of a write that there be no object; else it is the ETag that is to be replaced."""
 
 _SECOND_NS = 10**9
 _MTIME = re.compile(r"(-?)([0-9]{1,11})(?:\.([0-9]*))?", re.ASCII)
@@ -71,6 +78,7 @@ class ObjectInfo:
     metadata: Mapping[str, str] | None = None
     etag_parts: int | None = None
     checksum: str | None = None
+    part_sizes: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +123,15 @@ class RequestStatistics:
     credentials_read_ns: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class UnfinishedUpload:
+    """A multipart upload that was neither finished nor aborted; `started_ns` since 1970."""
+
+    key: str
+    id: str
+    started_ns: int
+
+
 class ObjectStore(Protocol):
     """A bucket. Every method may raise RegistryError and its kin."""
 
@@ -157,11 +174,19 @@ class ObjectStore(Protocol):
         """
 
     def put(
-        self, key: str, fd: int, size: int, metadata: Mapping[str, str], progress: Progress
+        self,
+        key: str,
+        fd: int,
+        size: int,
+        metadata: Mapping[str, str],
+        progress: Progress,
+        condition: str | None = None,
     ) -> ObjectInfo:
         """Upload `size` bytes of `fd` from 0 in one request, with Content-MD5.
 
-        Raises WrongBytes where the registry answers with another MD5 than was sent.
+        Raises WrongBytes where the registry answers with another MD5 than was sent, and Stale
+        where it finds that `condition` (an ETag, ABSENT) does not hold. Not every registry
+        looks: some ignore conditions, some refuse all on a bucket that keeps versions.
         """
 
     def put_empty(self, key: str, metadata: Mapping[str, str]) -> ObjectInfo:
@@ -182,7 +207,17 @@ class ObjectStore(Protocol):
     ) -> UploadedPart:
         """Upload bytes [offset, offset + length) of `fd` as part `number` (from 1).
 
-        Raises NotFound where the upload is gone, WrongBytes as `put` does.
+        Signed with the SHA-256 of the bytes: raises WrongBytes where others arrive, NotFound
+        where the upload is gone.
+        """
+
+    def copy_part(
+        self, source: ObjectInfo, offset: int, length: int, key: str, upload_id: str, number: int
+    ) -> UploadedPart:
+        """Have bytes of an object copied inside the registry as part `number` (from 1).
+
+        Not every registry sees that the source is in another state by now: who copies asks
+        before and after. Raises NotSupported for a key that not every registry copies from.
         """
 
     def finish_upload(
@@ -192,6 +227,9 @@ class ObjectStore(Protocol):
 
         An upload that is gone because an earlier try succeeded counts as a success.
         """
+
+    def unfinished_uploads(self, prefix: str) -> Sequence[UnfinishedUpload]:
+        """List multipart uploads below `prefix` that are under way or were left: 1,000 at most."""
 
     def abort_upload(self, key: str, upload_id: str) -> None:
         """Forget a multipart upload; one that is gone already is no error."""
@@ -210,6 +248,13 @@ class ObjectStore(Protocol):
 
     def delete_many(self, keys: Sequence[str]) -> Mapping[str, str]:
         """Delete up to 1,000 objects in one request; returns key -> reason of what failed."""
+
+    def upload_rights(self, wish: UploadWish) -> UploadRights:
+        """Return rights for who has no keys of the registry. May make several requests.
+
+        Raises AccessDenied where the registry gives none, InvalidName for a time that it does not
+        allow, NotSupported where it would not hold who has them to the wish.
+        """
 
     def probe(self) -> None:
         """Make one cheap request with a short time limit that shows that the bucket answers."""

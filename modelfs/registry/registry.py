@@ -303,8 +303,11 @@ class Registry:
             if await _add(listing, self._pages(prefix), pages_max=WHOLE_PAGES):
                 listing.add_folder("")
                 changes.apply(listing, started_at)
-                for folder in listing.folders.values():
+                earlier = self._listings.get(prefix)
+                for at, folder in listing.folders.items():
                     folder.listed_at = started_at
+                    if earlier is not None and (before := earlier.folders.get(at)) is not None:
+                        folder.follow(before)
                 self._remember(listing)
                 return
             log.info("%s has many keys: it is listed folder by folder", prefix)
@@ -328,6 +331,8 @@ class Registry:
             listing.remove(f"{path}/")
         else:
             folder.listed_at = started_at
+            if (before := listing.folders.get(path)) is not None:
+                folder.follow(before)
             listing.folders[path] = folder
         listing.hidden.update(fresh.hidden)
         self._remember(listing)
@@ -395,11 +400,18 @@ class Registry:
 
     def _note_change(self, prefix: str, path: str, info: ObjectInfo | None) -> None:
         self._changes.setdefault(prefix, Changes()).note(path, info)
-        if (listing := self._listings.get(prefix)) is not None:
-            if info is None:
-                listing.remove(path)
-            else:
-                listing.add(info)
+        if (listing := self._listings.get(prefix)) is None:
+            return
+        above, _, name = path.removesuffix("/").rpartition("/")
+        folder = listing.folders.get(above)
+        was_there = folder is not None and folder.has(name)
+        if info is None:
+            listing.remove(path)
+        else:
+            listing.add(info)
+        folder = listing.folders.get(above)
+        if folder is not None and folder.has(name) != was_there:
+            folder.changed_ns = time.time_ns()
 
     async def create_namespace(self, namespace: str) -> None:
         """Put a namespace's marker; raises AlreadyExists."""

@@ -13,19 +13,31 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import IO, Any, cast
 
-from modelfs.errors import ModelfsError, NotFound, RegistryError, RegistryUnavailable, Stale
+from modelfs.errors import (
+    ModelfsError,
+    NotFound,
+    NotSupported,
+    RegistryError,
+    RegistryUnavailable,
+    Stale,
+)
 from modelfs.registry import s3_answers as answers
 from modelfs.registry.bodies import FileBody, md5_of, receive
 from modelfs.registry.objects import (
+    ABSENT,
+    PART_SIZES,
     Checksum,
     ListPage,
     ObjectId,
     ObjectInfo,
     Progress,
     RequestStatistics,
+    UnfinishedUpload,
     UploadedPart,
 )
+from modelfs.registry.rights import UploadRights, UploadWish
 from modelfs.registry.s3_clients import S3Clients, S3Settings, was_answered
+from modelfs.registry.s3_rights import Granter
 
 __all__ = ["S3Settings", "S3Store"]
 
@@ -51,6 +63,7 @@ class S3Store:
         self._clients = S3Clients(settings)
         self._fast, self._slow = self._clients.fast, self._clients.slow
         self._translated = self._clients.translated
+        self._granter = Granter(self, self._clients, settings.bucket)
 
     def close(self) -> None:
         """Close the connections that are kept; nothing may be asked afterwards."""
@@ -142,12 +155,19 @@ class S3Store:
     # --------------------------------------------------------------- writing
 
     def put(
-        self, key: str, fd: int, size: int, metadata: Mapping[str, str], progress: Progress
+        self,
+        key: str,
+        fd: int,
+        size: int,
+        metadata: Mapping[str, str],
+        progress: Progress,
+        condition: str | None = None,
     ) -> ObjectInfo:
-        return self._put(key, FileBody(fd, 0, size, progress), md5_of(fd, 0, size), size, metadata)
+        body = FileBody(fd, 0, size, progress)
+        return self._put(key, body, md5_of(fd, 0, size), size, metadata, condition)
 
     def put_empty(self, key: str, metadata: Mapping[str, str]) -> ObjectInfo:
-        return self._put(key, b"", hashlib.md5(usedforsecurity=False).digest(), 0, metadata)
+        return self._put(key, b"", hashlib.md5(usedforsecurity=False).digest(), 0, metadata, None)
 
     def _put(
         self,
@@ -156,7 +176,11 @@ class S3Store:
         digest: bytes,
         size: int,
         metadata: Mapping[str, str],
+        condition: str | None,
     ) -> ObjectInfo:
+        wish: dict[str, Any] = {}
+        if condition is not None:  # the ETag without quotes, as Ceph's gateway wants it
+            wish = {"IfNoneMatch": "*"} if condition == ABSENT else {"IfMatch": condition}
         with self._translated(key):
             answer = self._fast.put_object(
                 Bucket=self._bucket,
@@ -164,6 +188,7 @@ class S3Store:
                 Body=cast("IO[bytes]", body) if size else b"",
                 ContentMD5=_in_base64(digest),
                 Metadata=answers.encode_metadata(metadata),
+                **wish,
             )
         etag = answers.checked_etag(answer, digest, key)
         modified_ns = answers.answered_at_ns(answer)
@@ -194,17 +219,44 @@ class S3Store:
         length: int,
         progress: Progress,
     ) -> UploadedPart:
-        digest = md5_of(fd, offset, length)
+        body = FileBody(fd, offset, length, progress, is_signed=True)
         with self._translated(key):
-            answer = self._fast.upload_part(
+            answer = self._clients.signing.upload_part(
                 Bucket=self._bucket,
                 Key=key,
                 UploadId=upload_id,
                 PartNumber=number,
-                Body=cast("IO[bytes]", FileBody(fd, offset, length, progress)),
-                ContentMD5=_in_base64(digest),
+                Body=cast("IO[bytes]", body),
             )
-        return UploadedPart(number, answers.checked_etag(answer, digest, key))
+            return UploadedPart(number, answer["ETag"].strip('"'))
+
+    def copy_part(
+        self, source: ObjectInfo, offset: int, length: int, key: str, upload_id: str, number: int
+    ) -> UploadedPart:
+        if "%" in source.id.key or "+" in source.id.key:
+            raise NotSupported(f"{source.id.key!r}: Ceph's gateway would take another key for it")
+        return self._copy_part(source.id, offset, length, key, upload_id, number)
+
+    def _copy_part(
+        self, source: ObjectId, offset: int, length: int, key: str, upload_id: str, number: int
+    ) -> UploadedPart:
+        with self._translated(source.key):
+            answer = self._slow.upload_part_copy(
+                Bucket=self._bucket,
+                Key=key,
+                UploadId=upload_id,
+                PartNumber=number,
+                CopySourceRange=f"bytes={offset}-{offset + length - 1}",
+                **self._copy_source(source),
+            )
+            return UploadedPart(number, answers.etag_of(answer["CopyPartResult"]))
+
+    def unfinished_uploads(self, prefix: str) -> Sequence[UnfinishedUpload]:
+        with self._translated():
+            answer = self._fast.list_multipart_uploads(
+                Bucket=self._bucket, Prefix=prefix, MaxUploads=PAGE_KEYS
+            )
+            return answers.unfinished_of(answer)
 
     def finish_upload(
         self, key: str, upload_id: str, parts: Sequence[UploadedPart], size: int
@@ -225,7 +277,7 @@ class S3Store:
             gone = error  # perhaps an earlier try succeeded and its answer was lost
         except RegistryUnavailable as error:
             # Ceph's gateway says of an upload that is gone that it is being completed (500).
-            if not was_answered(error) or self._has_upload(key, upload_id):
+            if not was_answered(error) or self.has_upload(key, upload_id):
                 raise
             gone = NotFound(f"{key!r}: the multipart upload is gone")
         info, head = self._head(key)
@@ -233,7 +285,8 @@ class S3Store:
             raise gone
         return answers.checked_upload(info, head, said, expected, size)
 
-    def _has_upload(self, key: str, upload_id: str) -> bool:
+    def has_upload(self, key: str, upload_id: str) -> bool:
+        """Tell whether a multipart upload is there, neither finished nor aborted."""
         try:
             with self._translated(key):
                 self._fast.list_parts(Bucket=self._bucket, Key=key, UploadId=upload_id, MaxParts=1)
@@ -244,6 +297,9 @@ class S3Store:
     def abort_upload(self, key: str, upload_id: str) -> None:
         with suppress(NotFound), self._translated(key):
             self._fast.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload_id)
+
+    def upload_rights(self, wish: UploadWish) -> UploadRights:
+        return self._granter.grant(wish)
 
     # --------------------------------------------------------------- copying
 
@@ -261,6 +317,7 @@ class S3Store:
             except RegistryError as error:
                 if small or type(error) is not RegistryError:
                     raise  # any other refusal is of a size that it does not copy whole
+        wanted = {name: said for name, said in wanted.items() if name != PART_SIZES}
         return self._copy_parts(source, key, wanted, headers)
 
     def _copy_whole(
@@ -310,24 +367,15 @@ class S3Store:
     ) -> ObjectInfo:
         size = source.size
         step = max(self._settings.copy_part_bytes, -(-size // PARTS_MAX))
-        ranges = [(at, min(at + step, size) - 1) for at in range(0, size, step)]
+        spans = [(at, min(step, size - at)) for at in range(0, size, step)]
         upload_id = self._start_upload(key, metadata, headers)
 
-        def copy_part(number: int, first: int, last: int) -> UploadedPart:
-            with self._translated(source.id.key):
-                answer = self._slow.upload_part_copy(
-                    Bucket=self._bucket,
-                    Key=key,
-                    UploadId=upload_id,
-                    PartNumber=number,
-                    CopySourceRange=f"bytes={first}-{last}",
-                    **self._copy_source(source.id),
-                )
-                return UploadedPart(number, answers.etag_of(answer["CopyPartResult"]))
+        def copy_part(number: int, offset: int, length: int) -> UploadedPart:
+            return self._copy_part(source.id, offset, length, key, upload_id, number)
 
         try:
             with ThreadPoolExecutor(PARALLEL_COPIES, "copy") as pool:
-                jobs = [pool.submit(copy_part, n, *span) for n, span in enumerate(ranges, 1)]
+                jobs = [pool.submit(copy_part, n, *span) for n, span in enumerate(spans, 1)]
                 try:
                     parts = [job.result() for job in jobs]
                 except BaseException:

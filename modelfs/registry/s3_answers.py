@@ -20,10 +20,12 @@ from urllib.parse import unquote_plus
 from modelfs.errors import Stale, WrongBytes
 from modelfs.registry.objects import (
     MTIME,
+    PART_SIZES,
     Checksum,
     ListPage,
     ObjectId,
     ObjectInfo,
+    UnfinishedUpload,
     UploadedPart,
     parse_mtime,
 )
@@ -217,6 +219,7 @@ def info_of(key: str, answer: Answer, size: int) -> ObjectInfo:
         version_of(answer),
         metadata,
         parts_of_answer(answer, etag),
+        part_sizes=metadata.get(PART_SIZES),
     )
 
 
@@ -233,6 +236,7 @@ def made_info(
         version_of(answer),
         dict(metadata),
         parts_of_answer(answer, etag),
+        part_sizes=metadata.get(PART_SIZES),
     )
 
 
@@ -299,6 +303,14 @@ def _listed(entry: Answer, encoded: bool) -> ObjectInfo:
         etag_parts=parts_of_answer(entry, etag),
         checksum=_listed_checksum(entry),
     )
+
+
+def unfinished_of(answer: Answer) -> list[UnfinishedUpload]:
+    """Return a page of ListMultipartUploads."""
+    return [
+        UnfinishedUpload(entry["Key"], entry["UploadId"], nanoseconds(entry["Initiated"]))
+        for entry in answer.get("Uploads", ())
+    ]
 
 
 def _key(text: str, encoded: bool) -> str:

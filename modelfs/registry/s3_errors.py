@@ -27,6 +27,8 @@ _CLASS_OF_CODE: Mapping[str, type[ModelfsError]] = {
     "InvalidRange": WrongBytes,
     "BadDigest": WrongBytes,
     "InvalidDigest": WrongBytes,
+    "XAmzContentSHA256Mismatch": WrongBytes,
+    "InvalidPart": WrongBytes,
     "KeyTooLongError": NameTooLong,
     "QuotaExceeded": QuotaExceeded,
     "XMinioAdminBucketQuotaExceeded": QuotaExceeded,
@@ -69,6 +71,8 @@ _ADVICE: Mapping[str, str] = {
     "EntityTooLarge": "the object is larger than the registry takes",
     "QuotaExceeded": "the quota is used up; delete something or raise it",
     "BadDigest": "the bytes changed on their way; the registry refused them",
+    "XAmzContentSHA256Mismatch": "the bytes changed on their way; the registry refused them",
+    "InvalidPart": "the registry does not have a part that it has taken",
 }
 
 _WORDS: Mapping[type[ModelfsError], str] = {

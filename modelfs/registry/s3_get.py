@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import boto3.session
 from botocore.auth import S3SigV4Auth
-from botocore.awsrequest import AWSRequest
+from botocore.awsrequest import AWSRequest, AWSResponse
 from botocore.exceptions import ClientError, NoCredentialsError
 from botocore.httpsession import URLLib3Session
 from botocore.utils import get_environ_proxies
@@ -132,7 +132,7 @@ class Getter:
         """
         request = AWSRequest(
             "GET",
-            self._base() + quote(key, safe=KEY_SAFE),
+            self.base() + quote(key, safe=KEY_SAFE),
             headers={
                 "Range": byte_range,
                 "If-Match": f'"{etag}"',
@@ -164,7 +164,7 @@ class Getter:
             raise ClientError(answer, "GetObject")
         return answer, Body(response.raw)
 
-    def _base(self) -> str:
+    def base(self) -> str:
         """Return the URL before the key, as boto3 addresses the bucket."""
         if self._place is None:
             url = self._client.generate_presigned_url(
@@ -181,6 +181,11 @@ class Getter:
             Bucket=self._bucket, Key=key, Range=byte_range, IfMatch=f'"{etag}"', **wish
         )
         return answer, Body(answer["Body"]._raw_stream)
+
+    def send(self, request: AWSRequest) -> AWSResponse:
+        """Send a request as it is."""
+        answer: AWSResponse = self._http.send(request.prepare())
+        return answer
 
     def close(self) -> None:
         """Close the connections that are kept."""

@@ -2,8 +2,8 @@
 
 What confirms them is what the registry says of the object's whole content: its ETag where
 that is an MD5, else a checksum that it keeps beside it. The ETag of an object that came in
-parts confirms them too where one of the likely part sizes gives it; that none does proves
-nothing, as the parts may have had any size.
+parts confirms them too where one of the likely cuts gives it; that none does proves nothing,
+as the parts may have had any size.
 """
 
 import hashlib
@@ -14,7 +14,8 @@ from typing import Protocol
 
 from modelfs.errors import WrongBytes
 from modelfs.registry.objects import Checksum, ObjectId, ObjectInfo
-from modelfs.store.etags import MultipartEtag, part_sizes_of
+from modelfs.store.cuts import Cut
+from modelfs.store.etags import MultipartEtag, likely_cuts
 
 MULTIPART = "multipart"
 _MD5_OF_NOTHING = hashlib.md5(usedforsecurity=False).hexdigest()
@@ -53,7 +54,7 @@ def _new_hash(algorithm: str) -> Hasher:
 
 @dataclass(frozen=True, slots=True)
 class Hashes:
-    """What bytes hash to: in hex by algorithm, and the ETag that each part size gives."""
+    """What bytes hash to: in hex by algorithm, and the ETag that each cut gives."""
 
     sums: Mapping[str, str]
     etags: tuple[str, ...]
@@ -69,7 +70,7 @@ class Expected:
 
     id: ObjectId
     checksum: Checksum | None = None
-    part_sizes: tuple[int, ...] = ()
+    cuts: tuple[Cut, ...] = ()
 
     def confirmed_by(self, found: Hashes) -> str | None:
         """Return what confirms the bytes: the algorithm, or `multipart`; None where nothing does.
@@ -94,7 +95,7 @@ class Hashing:
         said = expected.checksum if expected else None
         algorithms = {"sha256", said.algorithm} if said else {"sha256"}
         self._sums = {algorithm: _new_hash(algorithm) for algorithm in algorithms}
-        self._etags = [MultipartEtag(size) for size in expected.part_sizes] if expected else []
+        self._etags = [MultipartEtag(cut) for cut in expected.cuts] if expected else []
 
     @property
     def hashers(self) -> Sequence[Hasher]:
@@ -119,5 +120,4 @@ def expected_of(info: ObjectInfo, kept: Checksum | None = None) -> Expected:
         return Expected(info.id, Checksum("md5", info.md5))
     if kept is not None:
         return Expected(info.id, kept)
-    parts = info.etag_parts
-    return Expected(info.id, None, tuple(part_sizes_of(info.size, parts)) if parts else ())
+    return Expected(info.id, None, likely_cuts(info))

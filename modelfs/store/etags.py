@@ -1,8 +1,9 @@
-"""How a file is cut into parts when it is uploaded, and the ETag that this gives it.
+"""The ETag of an object that came in parts, and which parts those may have been.
 
 The ETag of an object that came in N parts is the MD5 of its parts' MD5s, and `-N`. It tells
-whether bytes are right where the parts' size is known. Nobody keeps that, but N and the
-object's size leave an interval for it, in which the tools that upload have few sizes.
+whether bytes are right where the parts' sizes are known. What modelfs cut oddly says them in
+its metadata; else N and the object's size leave an interval, in which the tools that upload
+have few sizes.
 """
 
 import hashlib
@@ -10,14 +11,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 
 from modelfs.registry.bodies import md5_of
-from modelfs.registry.objects import UploadedPart
+from modelfs.registry.objects import ObjectInfo, UploadedPart
 from modelfs.registry.s3_answers import multipart_etag
+from modelfs.store import cuts
+from modelfs.store.cuts import MIB, Cut
 
-SINGLE_PUT_MAX = 16 << 20  # bytes; larger files go in parts
-UPLOAD_PART_MIN = 8 << 20
-PARTS_MAX = 10_000  # S3's limit of one upload
+SINGLE_PUT_MAX = 16 * MIB  # bytes; larger files go in parts
 GUESSES_MAX = 4  # part sizes that are tried: each costs an MD5 of the whole file
-MIB = 1 << 20
 
 # The part sizes of tools, those that are met most first: boto3 and the AWS CLI take 8 MiB,
 # minio-go 16 (older ones 64 and 128), rclone 5, s3a of Hadoop 64, s3cmd 15, s3fs and
@@ -28,9 +28,18 @@ TOOLS_SIZES = (
 )
 
 
-def part_size_of(size: int) -> int:
-    """Return the size of the parts in which a file of `size` bytes is uploaded."""
-    return max(UPLOAD_PART_MIN, -(-size // PARTS_MAX))
+def likely_cuts(info: ObjectInfo) -> tuple[Cut, ...]:
+    """Return how an object was cut that came in parts: as its metadata says, or may have been."""
+    parts, said = info.etag_parts, Cut.parse(info.part_sizes)
+    if parts is None:
+        return ()
+    if said is not None and said.count(info.size) == parts:
+        return (said,)
+    guesses = [Cut.even(size) for size in part_sizes_of(info.size, parts)]
+    ours = cuts.UPLOAD_CUT
+    if ours.count(info.size) == parts and info.size > ours.runs[0][0] * ours.runs[0][1]:
+        guesses.insert(0, ours)
+    return tuple(guesses[:GUESSES_MAX])
 
 
 def part_sizes_of(size: int, parts: int) -> list[int]:
@@ -41,7 +50,7 @@ def part_sizes_of(size: int, parts: int) -> list[int]:
     if parts > size:
         return []
     least, most = -(-size // parts), -(-size // (parts - 1)) - 1 if parts > 1 else size
-    tools = [s for s in (part_size_of(size), *TOOLS_SIZES) if least <= s <= most]
+    tools = [size for size in TOOLS_SIZES if least <= size <= most]
     others = chain(_roundest(MIB, least, most), _roundest(1_000_000, least, most), (least,))
     return list(islice(_distinct(tools or others), GUESSES_MAX))
 
@@ -62,11 +71,11 @@ def _distinct(sizes: Iterable[int]) -> Iterator[int]:
 
 
 class MultipartEtag:
-    """The ETag of bytes that are uploaded in parts of one size, as they come by."""
+    """The ETag of bytes that are uploaded in parts, as they come by."""
 
-    def __init__(self, part_size: int) -> None:
-        self._part_size = part_size
-        self._left = part_size
+    def __init__(self, cut: Cut) -> None:
+        self._lengths = cut.lengths()
+        self._left = next(self._lengths)
         self._part = hashlib.md5(usedforsecurity=False)
         self._digests: list[bytes] = []
 
@@ -76,7 +85,7 @@ class MultipartEtag:
             data = data[self._left :]
             self._digests.append(self._part.digest())
             self._part = hashlib.md5(usedforsecurity=False)
-            self._left = self._part_size
+            self._left = next(self._lengths)
         self._part.update(data)
         self._left -= len(data)
 
@@ -92,8 +101,7 @@ def _etag_of(digests: Sequence[bytes]) -> str:
 
 
 def expected_etag(fd: int, size: int) -> str:
-    """Return the ETag that an upload of a file gets; reads all of it, blocking."""
+    """Return the ETag that a file has which is uploaded whole; reads all of it, blocking."""
     if size <= SINGLE_PUT_MAX:
         return md5_of(fd, 0, size).hex()
-    step = part_size_of(size)
-    return _etag_of([md5_of(fd, at, min(step, size - at)) for at in range(0, size, step)])
+    return _etag_of([md5_of(fd, p.offset, p.length) for p in cuts.UPLOAD_CUT.pieces(size)])

@@ -122,7 +122,8 @@ class Layout:
                 write_durably(marker, f"{FORMAT}\n".encode())
         except OSError as error:
             raise StoreError(
-                f"the store {self.root} cannot be used: {error.strerror} ({error.filename})"
+                f"the store {self.root} cannot be used: {error.strerror} ({error.filename}): "
+                "give it to the user who mounts (chown), or set another `store`"
             ) from error
         self.check()
 
@@ -269,13 +270,17 @@ def free_bytes(path: Path) -> tuple[int, int]:
     """
     found = os.statvfs(path)
     free, total = found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+    for _, quota, used in quotas(path):
+        free, total = min(free, max(0, quota - used)), min(total, quota)
+    return free, total
+
+
+def quotas(path: Path) -> Iterator[tuple[Path, int, int]]:
+    """Yield each folder from `path` upwards that has a quota of CephFS, it, and what is used."""
     for folder in (path, *path.parents):
         try:
-            quota = int(os.getxattr(folder, "ceph.quota.max_bytes"))
-            if quota:
-                free = min(free, max(0, quota - int(os.getxattr(folder, "ceph.dir.rbytes"))))
-                total = min(total, quota)
+            if quota := int(os.getxattr(folder, "ceph.quota.max_bytes")):
+                yield folder, quota, int(os.getxattr(folder, "ceph.dir.rbytes"))
         except OSError as error:
             if error.errno == errno.EOPNOTSUPP:  # no CephFS (any more)
                 break
-    return free, total

@@ -307,7 +307,7 @@ def finish(come: Come) -> Entry:
     entry = come.entry
     found = come.found or hashes(come.source, come.expected)
     confirmed = come.expected.confirmed_by(found)
-    if confirmed is None and come.expected.part_sizes:
+    if confirmed is None and come.expected.cuts:
         if found.sha256 not in come.believed:
             why = f"{entry.key} has the ETag {entry.etag} by no likely part size"
             raise Unconfirmed(why, found.sha256)

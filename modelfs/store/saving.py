@@ -84,7 +84,7 @@ class Saver:
     async def _write(self, files: Iterable[CachedFile]) -> None:
         async with AsyncExitStack() as locks:
             waiting = []
-            for file in files:
+            for file in dict.fromkeys(files):  # one that was saved in between may wait twice
                 await locks.enter_async_context(file.saving)
                 if file.is_unsaved and self._is_current(file):
                     file.is_unsaved = False

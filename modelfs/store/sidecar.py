@@ -74,6 +74,7 @@ class Sidecar:
             "mtime_ns": self.info.mtime_ns,
             "md5": self.info.md5,
             "etag_parts": self.info.etag_parts,
+            "part_sizes": self.info.part_sizes,
             "part_size": self.part_size,
             "parts": "all" if self.parts is None else self.parts,
         }
@@ -88,6 +89,7 @@ def _read(sidecar: Path) -> tuple[Sidecar, bool]:
         content["mtime_ns"],
         content["md5"],
         etag_parts=content.get("etag_parts"),
+        part_sizes=content.get("part_sizes"),
     )
     path = sidecar.parent.parent / content["file"]
     parts = None if content["parts"] == "all" else content["parts"]

@@ -1,7 +1,8 @@
 """Staged files: what is being written, and what a restart finds of it.
 
 On disk: `staged/HOST/ID` holds the bytes, `ID.json` tells of which file of which model
-they are, which object they replace (`base_etag`) and what was promised of them:
+they are, which object they replace (`base_etag`), which multipart upload of them is not
+finished, and what was promised of them:
 
     open    written, and nobody was told anything: never replaces an object after a crash
     closed  closed or fsynced: it is uploaded until the registry has it
@@ -16,99 +17,26 @@ import errno
 import json
 import logging
 import os
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from fnmatch import fnmatchcase
 from pathlib import Path
-
-import trio
 
 from modelfs.concurrency import Threads
 from modelfs.errors import InvalidName, StoreError
 from modelfs.names import ModelId, parse_model
 from modelfs.registry.objects import ObjectInfo
+from modelfs.store.cuts import CleanSpans
 from modelfs.store.etags import expected_etag
 from modelfs.store.layout import close_fd, write_durably
 from modelfs.store.localreads import Buffer, LocalReads
 from modelfs.store.parts import PartFile
+from modelfs.store.stagedfile import Promise, StagedFile
 
 log = logging.getLogger(__name__)
 
 COPY_BYTES = 1 << 20
-
-
-class Promise(StrEnum):
-    """What was promised of a staged file; see the module."""
-
-    OPEN = "open"
-    CLOSED = "closed"
-    KEPT = "kept"
-    LOCAL = "local"
-    ASIDE = "aside"
-
-
-class StagedFile:
-    """A file that is written here and not, or not yet, what the registry has.
-
-    `base` is the object that it replaces, None where there is none. `generation` counts
-    the changes; the registry has that of `uploaded_generation`, the disk durably that of
-    `synced_generation`, and that of `tried_generation` was sent. `is_recovered` tells that
-    nobody knows whether what was sent has arrived; `sent_etags` are what it may show there
-    then. `lock` is held while the file is uploaded, renamed or settled.
-
-    INVARIANT: `fd` is open until the file is settled or discarded.
-    """
-
-    def __init__(self, path: Path, model: ModelId, name: str, base: ObjectInfo | None) -> None:
-        self.path = path
-        self.model = model
-        self.name = name
-        self.base = base
-        self.base_etag = base.id.etag if base else None
-        self.fd = -1
-        self.size = 0
-        self.mtime_ns = time.time_ns()
-        self.users = 0
-        self.generation = 1
-        self.uploaded_generation = 0
-        self.synced_generation = 0
-        self.is_written = False  # since it was opened with O_TRUNC
-        self.is_recovered = False
-        self.tried_generation = 0
-        self.sent_etags: set[str] = set()
-        self.is_discarded = False
-        self.is_settling = False
-        self.promise = Promise.OPEN
-        self.error: str | None = None
-        self.failure: OSError | None = None  # of a write: bytes are missing, it is never uploaded
-        self.lock = trio.Lock()
-        self.recording = trio.Lock()
-        self.settled = trio.Event()
-
-    @property
-    def is_dirty(self) -> bool:
-        return self.generation != self.uploaded_generation and not self.is_discarded
-
-    def change(self) -> None:
-        """Note that bytes or size have changed just now."""
-        self.generation += 1
-        self.is_written = True
-        self.mtime_ns = time.time_ns()
-
-    def record(self) -> bytes:
-        return json.dumps(
-            {
-                "model": str(self.model),
-                "path": self.name,
-                "base_etag": self.base_etag,
-                "mtime_ns": self.mtime_ns,
-                "promise": self.promise,
-                "sent_etags": sorted(self.sent_etags),
-            }
-        ).encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +49,7 @@ class _Found:
     promise: Promise
     size: int
     sent_etags: tuple[str, ...]
+    upload: tuple[str, str] | None
 
 
 @dataclass(frozen=True)
@@ -157,6 +86,8 @@ class Staging:
         self.local_folders: set[tuple[ModelId, str]] = set()
         self._shown: dict[tuple[ModelId, str], StagedFile] = {}
         self.aside: list[StagedFile] = []
+        self.left_uploads: list[tuple[str, str]] = []  # key and id, of an earlier daemon
+        self.before_discard: Callable[[StagedFile], Awaitable[None]] | None = None
 
     def statistics(self) -> StagingStatistics:
         used = sum(staged.size for staged in self._shown.values())
@@ -182,10 +113,11 @@ class Staging:
         """Return the local folders that lie directly in a folder, by their last name."""
         start = f"{folder}/" if folder else ""
         local = [path for m, path in self.local_folders if m == model and path.startswith(start)]
-        local += [s.name for s in self.below(model, folder) if s.promise is Promise.LOCAL]
-        rest = [path.removeprefix(start) for path in local]
-        found = {path.partition("/")[0] for path in rest if "/" in path}
-        return found | {path for path in rest if (model, start + path) in self.local_folders}
+        for staged in self.below(model, folder):
+            above = staged.name.rpartition("/")[0]
+            if staged.promise is Promise.LOCAL and above != folder:
+                local.append(above)
+        return {path.removeprefix(start).partition("/")[0] for path in local}
 
     def get(self, model: ModelId, name: str) -> StagedFile | None:
         return self._shown.get((model, name))
@@ -221,6 +153,8 @@ class Staging:
         """Return a new staged file with the first `size` bytes of `source`, shown at its path."""
         staged = StagedFile(self._folder / uuid.uuid4().hex, model, name, base)
         staged.size = size
+        if base is not None:
+            staged.clean = CleanSpans(size)
         await self._disk.run(self._create_checked, staged, source.fd if source else -1)
         self._shown[model, name] = staged
         return staged
@@ -250,19 +184,19 @@ class Staging:
             self._check_bound(staged, offset + len(data))
             await self._disk.run(_write_now, staged.fd, offset, data)
         except OSError as error:
-            staged.failure = error
+            if error.errno != errno.EFBIG:  # which loses nothing that was written before
+                staged.failure = error
             raise
-        staged.size = max(staged.size, offset + len(data))
-        staged.change()
+        staged.wrote(offset, offset + len(data))
 
     async def truncate(self, staged: StagedFile, size: int) -> None:
         await self._reopen(staged)
+        self._check_bound(staged, size)
         await self._disk.run(os.ftruncate, staged.fd, size)
-        staged.size = size
-        staged.change()
+        staged.was_cut(size)
 
     async def etag(self, staged: StagedFile) -> str:
-        """Return the ETag that an upload of the file as it is gets."""
+        """Return the ETag that the file as it is has when it is uploaded whole."""
         return await self._disk.run(expected_etag, staged.fd, staged.size)
 
     def _check_bound(self, staged: StagedFile, size: int) -> None:
@@ -299,9 +233,20 @@ class Staging:
         staged.model, staged.name = model, name
         self._shown[model, name] = staged
 
+    def move_local_folders(
+        self, model: ModelId, path: str, to_model: ModelId, to_path: str
+    ) -> None:
+        """Show the local folders at and below `path` below `to_path`."""
+        for of, name in list(self.local_folders):
+            if of == model and f"{name}/".startswith(f"{path}/"):
+                self.local_folders.remove((of, name))
+                self.local_folders.add((to_model, to_path + name.removeprefix(path)))
+
     async def discard(self, staged: StagedFile) -> None:
         """Never upload a staged file: it was removed or replaced. Its users may go on."""
         staged.is_discarded = True
+        if self.before_discard is not None:
+            await self.before_discard(staged)
         if self._shown.get((staged.model, staged.name)) is staged:
             del self._shown[staged.model, staged.name]
         if staged.users:
@@ -330,6 +275,8 @@ class Staging:
         """
         waiting = []
         for found in await self._disk.run(_load_now, self._folder):
+            if found.upload is not None:
+                self.left_uploads.append(found.upload)
             if found.promise is Promise.KEPT:
                 await self._disk.run(_remove_now, found.path, -1, True)
                 continue
@@ -418,6 +365,10 @@ def _copy_now(source: int, target: int, size: int) -> None:
         offset += len(data)
 
 
+def _pair(said: list[str] | None) -> tuple[str, str] | None:
+    return (said[0], said[1]) if said else None
+
+
 def _load_now(folder: Path) -> list[_Found]:
     found = []
     for sidecar in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
@@ -434,11 +385,12 @@ def _load_now(folder: Path) -> list[_Found]:
                     Promise(content["promise"]),
                     path.stat().st_size,
                     tuple(content.get("sent_etags", ())),
+                    _pair(content.get("upload")),
                 )
             )
         except FileNotFoundError:
             sidecar.unlink()  # its bytes went into the cache in the moment of the crash
-        except (OSError, ValueError, KeyError, TypeError, InvalidName) as error:
+        except (OSError, ValueError, KeyError, IndexError, TypeError, InvalidName) as error:
             log.error("the staged file %s is damaged, and left alone: %s", sidecar, error)
     for path in folder.iterdir():
         if path.suffix != ".json" and not _sidecar(path).exists():

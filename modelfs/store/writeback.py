@@ -1,4 +1,4 @@
-"""Uploads: staged files become objects. Parts, retries, conflicts, drain.
+"""Uploads: staged files become objects. Jobs, retries, drain; uploads.py does one try.
 
 A job belongs to the daemon's nursery and goes on until the registry has the file, however
 long that takes; whoever closes a file waits for one try of its job. Owned by the trio
@@ -8,27 +8,23 @@ thread; bodies are read and sent by threads of the registry's pool.
 import errno
 import logging
 import time
-from collections import deque
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 
 import trio
 
-from modelfs.concurrency import Background, Progress, side_by_side, wait_while_moving
-from modelfs.errors import ModelfsError, NotFound
-from modelfs.names import ModelId
-from modelfs.registry.objects import ObjectInfo, UploadedPart, format_mtime
+from modelfs.concurrency import Background, Progress, wait_while_moving
+from modelfs.errors import ModelfsError, StoreError, WrongBytes
 from modelfs.registry.registry import Registry
-from modelfs.store import etags
 from modelfs.store.cache import Cache
-from modelfs.store.staging import Promise, StagedFile, Staging
+from modelfs.store.stagedfile import Promise, StagedFile
+from modelfs.store.staging import Staging
+from modelfs.store.uploads import Uploader
 
 log = logging.getLogger(__name__)
 
-PARALLEL_PARTS = 8
 RETRY_FIRST_S = 1.0
 RETRY_MAX_S = 60.0
-CONFLICTS_SHOWN = 100  # the newest ones, in status.json
+TORN_MAX = 10  # tries in a row during which the file was written to
 
 
 @dataclass(frozen=True)
@@ -39,16 +35,6 @@ class UploadStatistics:
     done_files: int
     failed_tries: int
     conflicts: int
-
-
-@dataclass(frozen=True)
-class Conflict:
-    """A file that was changed by someone else while it was written here; ours is kept beside it."""
-
-    model: ModelId
-    name: str
-    kept_as: str
-    time_ns: int
 
 
 class _Job:
@@ -80,16 +66,14 @@ class Writeback:
         self._staging = staging
         self._cache = cache
         self._background = background
-        self._host = host
         self._jobs: dict[StagedFile, _Job] = {}
         self._idle = trio.Event()
         self._idle.set()
         self._running = 0
         self._progress = Progress()
+        self.uploader = Uploader(registry, staging, background, self._progress, host=host)
         self._failed_tries = 0
         self.uploaded_files = 0
-        self.conflicts = 0
-        self.newest_conflicts: deque[Conflict] = deque(maxlen=CONFLICTS_SHOWN)
 
     def waiting(self) -> list[StagedFile]:
         """Return the files whose upload is under way or waits."""
@@ -100,7 +84,7 @@ class Writeback:
         return self._jobs[staged].since_ns
 
     def statistics(self) -> UploadStatistics:
-        counts = (self.uploaded_files, self._failed_tries, self.conflicts)
+        counts = (self.uploaded_files, self._failed_tries, self.uploader.conflicts)
         return UploadStatistics(self._progress.bytes, *counts)
 
     async def publish(self, staged: StagedFile) -> None:
@@ -111,7 +95,8 @@ class Writeback:
         """
         if staged.is_dirty:
             await self._promise(staged)
-        while staged.is_dirty:
+        wanted = staged.generation  # what others write from now on is not waited for
+        while staged.is_dirty and staged.uploaded_generation < wanted:
             job = self.start(staged)
             job.again.set()
             tried = job.tried
@@ -170,11 +155,15 @@ class Writeback:
                 self._idle.set()
 
     async def _try_until_done(self, staged: StagedFile, job: _Job) -> None:
-        pause_s = RETRY_FIRST_S
+        pause_s, torn = RETRY_FIRST_S, 0
         try:
             while staged.is_dirty:
                 job.again = trio.Event()
                 job.error = await self._try(staged)
+                if _is_torn(staged, job.error) and torn < TORN_MAX:
+                    torn += 1
+                    continue
+                torn = 0
                 if job.error is None:
                     staged.error = None
                 else:
@@ -210,92 +199,20 @@ class Writeback:
             return ModelfsError("the upload failed by a bug of modelfs: see the log")
         return None
 
+    async def _upload(self, staged: StagedFile) -> None:
+        await self.uploader.upload(staged)
+        if staged.is_discarded:
+            return
+        self.uploaded_files += 1
+        # What was written meanwhile may be promised already; it replaces this object now.
+        promise = staged.promise if staged.is_dirty else Promise.KEPT
+        await self._record(staged, promise, durable=False)
+
     async def _revive(self, staged: StagedFile) -> None:
         try:
             await self._staging.revive(staged)
         except (ModelfsError, OSError) as error:
             log.debug("%s cannot be opened anew yet: %s", staged.path, error)
-
-    async def _upload(self, staged: StagedFile) -> None:
-        generation = staged.tried_generation = staged.generation
-        if staged.is_recovered:
-            await self._look_for_conflict(staged)
-        key = self._registry.keys.file(staged.model, staged.name)
-        metadata = {"mtime": format_mtime(staged.mtime_ns)}
-        if staged.size <= etags.SINGLE_PUT_MAX:
-            put = partial(self._registry.store.put, key, staged.fd, staged.size, metadata)
-            info = await self._registry.call_upload(put, self._progress)
-        else:
-            info = await self._upload_parts(staged, key, metadata)
-        info = replace(info, mtime_ns=staged.mtime_ns)
-        if staged.is_discarded:
-            return
-        staged.base, staged.base_etag = info, info.id.etag
-        staged.uploaded_generation = generation
-        staged.is_recovered = False
-        staged.sent_etags.clear()
-        self.uploaded_files += 1
-        self._registry.note_put(staged.model, staged.name, info)
-        # What was written meanwhile may be promised already; it replaces this object now.
-        promise = staged.promise if staged.is_dirty else Promise.KEPT
-        await self._record(staged, promise, durable=False)
-
-    async def _upload_parts(
-        self, staged: StagedFile, key: str, metadata: dict[str, str]
-    ) -> ObjectInfo:
-        store, call = self._registry.store, self._registry.call_upload
-        size = staged.size
-        part_size = etags.part_size_of(size)
-        upload_id = await call(store.start_upload, key, metadata)
-        done: list[UploadedPart] = []
-
-        async def upload_part(number: int) -> None:
-            offset = (number - 1) * part_size
-            length = min(part_size, size - offset)
-            where = (key, upload_id, number, staged.fd, offset, length)
-            done.append(await call(store.upload_part, *where, self._progress))
-
-        try:
-            numbers = range(1, -(-size // part_size) + 1)
-            await side_by_side([partial(upload_part, n) for n in numbers], PARALLEL_PARTS)
-            done.sort(key=lambda part: part.number)
-            return await call(store.finish_upload, key, upload_id, done, size)
-        except BaseException:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
-                try:
-                    await self._registry.call(store.abort_upload, key, upload_id)
-                except ModelfsError as error:
-                    log.warning("an unfinished upload of %s stays: %s", key, error)
-            raise
-
-    async def _look_for_conflict(self, staged: StagedFile) -> None:
-        """Where someone else changed the object meanwhile, theirs stays: ours gets a new name."""
-        key = self._registry.keys.file(staged.model, staged.name)
-        try:
-            theirs = await self._registry.call(self._registry.store.head, key)
-        except NotFound:
-            if staged.base_etag is None:
-                return
-            theirs = None
-        if theirs is not None:
-            # An earlier try of ours may have arrived, only its answer did not.
-            if theirs.id.etag in (staged.base_etag, *staged.sent_etags):
-                return
-            if theirs.size == staged.size and theirs.id.etag == await self._staging.etag(staged):
-                return
-        now_ns = time.time_ns()
-        moment = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now_ns / 1e9))
-        name = f"{staged.name}.conflict-{self._host}-{moment}"
-        self.conflicts += 1
-        self.newest_conflicts.append(Conflict(staged.model, staged.name, name, now_ns))
-        log.error(
-            "%s/main/%s was %s by someone else while it was written here: ours is kept as %s",
-            *(staged.model, staged.name, "changed" if theirs else "deleted", name),
-        )
-        if theirs is not None:
-            self._registry.note_put(staged.model, staged.name, theirs)
-        staged.base, staged.base_etag = None, None
-        self._staging.move(staged, staged.model, name)
 
     async def settle(self, staged: StagedFile) -> None:
         """Where nobody uses a staged file any more and the registry has it: into the cache."""
@@ -316,3 +233,9 @@ class Writeback:
                 except (OSError, ModelfsError) as error:
                     log.warning("%s could not go into the cache: %s", staged.path, error)
                     await self._staging.remove(staged, with_bytes=True)
+
+
+def _is_torn(staged: StagedFile, error: ModelfsError | None) -> bool:
+    """Tell whether a try failed only because the file was written to, or cut, while it was sent."""
+    is_changed = staged.generation != staged.tried_generation
+    return is_changed and isinstance(error, WrongBytes | StoreError)

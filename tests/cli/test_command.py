@@ -12,7 +12,7 @@ from modelfs import cli
 from tests.cli.conftest import Hub, Run
 
 COMMANDS = ["alias", "create", "demo", "freeze", "ls", "mount", "path", "rm", "status"]
-COMMANDS += ["umount", "wait", "diff", "rollback", "verify", "warm", "evict"]
+COMMANDS += ["doctor", "umount", "wait", "diff", "rollback", "verify", "warm", "evict"]
 
 
 def test_help_names_every_command_and_shows_an_example(modelfs: Run) -> None:

@@ -18,7 +18,7 @@ from tests.attempts import Attempt, attempt
 from tests.endpoints import S3Endpoint
 from tests.faulty_proxy import Fault, FaultyProxy, is_data
 from tests.mount.conftest import MakeMount
-from tests.mounting import Mount, wait_until, xattr
+from tests.mounting import SCALE, Mount, wait_until, xattr
 
 pytestmark = pytest.mark.mount
 
@@ -46,19 +46,48 @@ paths[2].touch()
 time.sleep(60)
 """
 
-# Says `begin NAME SHA` before a write and `done NAME SHA` when close() has said yes.
+# Says `begin NAME SHA` before what may be seen of NAME changes, and `done NAME SHA` when close(),
+# fsync() or rename() has said yes. What is appended after an fsync() is written by one write().
 WRITER = """
 import hashlib, os, random, sys
 main, log, seed = sys.argv[1], open(sys.argv[2], "a"), random.Random(int(sys.argv[3]))
+
+def say(verb, name, data):
+    print(verb, name, hashlib.sha256(data).hexdigest(), file=log, flush=True)
+
+def put(name, data, flags=os.O_TRUNC):
+    fd = os.open(f"{main}/{name}", os.O_WRONLY | os.O_CREAT | flags)
+    at = 0
+    while at < len(data):
+        at += os.write(fd, data[at : at + (1 << 20)])
+    return fd
+
 while True:
-    name = f"f{seed.randrange(6)}"
-    size = 17 << 20 if seed.randrange(8) == 0 else seed.randrange(200_000)
-    data = seed.randbytes(size)
-    sha = hashlib.sha256(data).hexdigest()
-    print("begin", name, sha, file=log, flush=True)
-    with open(f"{main}/{name}", "wb", buffering=0) as file:
-        file.write(data)
-    print("done", name, sha, file=log, flush=True)
+    name, how = f"f{seed.randrange(6)}", seed.randrange(8)
+    size = seed.choice([17, 30]) << 20 if how == 0 else seed.randrange(200_000)
+    data, more = seed.randbytes(size), seed.randbytes(seed.randrange(4000))
+    if how < 4:
+        say("begin", name, data)
+        os.close(put(name, data))
+        say("done", name, data)
+    elif how < 6:
+        say("begin", name, data)
+        fd = put(name, data)
+        os.fsync(fd)
+        say("done", name, data)
+        say("begin", name, data + more)
+        os.write(fd, more)
+        os.close(fd)
+        say("done", name, data + more)
+    else:
+        say("begin", f"{name}.new", data)
+        os.close(put(f"{name}.new", data))
+        say("done", f"{name}.new", data)
+        say("begin", name, data)
+        say("move", f"{name}.new", data)
+        os.rename(f"{main}/{name}.new", f"{main}/{name}")
+        say("done", name, data)
+        say("gone", f"{name}.new", data)
 """
 
 
@@ -347,13 +376,27 @@ def is_longer(path: Path, size: int) -> bool:
     return path.stat().st_size > size
 
 
-@pytest.mark.timeout(180)
-def test_what_close_said_yes_to_is_in_the_registry_whenever_the_daemon_is_killed(
+def promised(log: Path) -> dict[str, set[str]]:
+    """Return what a writer's log allows each name to hold: SHA-256s, or `absent`."""
+    allowed: dict[str, set[str]] = {}
+    for line in log.read_text().splitlines():
+        verb, name, sha = line.split()
+        if verb == "done":
+            allowed[name] = {sha}
+        elif verb == "gone":
+            allowed[name] = {"absent"}
+        else:  # begun and perhaps not closed: may be there, wholly, or not
+            allowed.setdefault(name, {"absent"}).add("absent" if verb == "move" else sha)
+    return allowed
+
+
+@pytest.mark.timeout(180 * SCALE)
+def test_what_close_and_fsync_said_yes_to_is_in_the_registry_whenever_the_daemon_is_killed(
     mount: Mount, tmp_path: Path
 ) -> None:
     log = tmp_path / "writer.log"
     log.touch()
-    kills = KILLS if mount.bucket.kind == "ceph" else KILLS // 3
+    kills = SCALE * (KILLS if mount.bucket.kind == "ceph" else KILLS // 3)
     for seed in range(kills):
         writer = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(mount.main), str(log), str(seed)],
@@ -365,20 +408,17 @@ def test_what_close_said_yes_to_is_in_the_registry_whenever_the_daemon_is_killed
         assert writer.wait(20) != 0
         mount.start()
     wait_until(lambda: not [u for u in uploads(mount) if u[1] != "aside"], 30)
-    allowed: dict[str, set[str]] = {}
-    for line in log.read_text().splitlines():
-        verb, name, sha = line.split()
-        if verb == "done":
-            allowed[name] = {sha}
-        else:  # begun and perhaps not closed: may be there, wholly, or not
-            allowed.setdefault(name, {"absent"}).add(sha)
-    objects = mount.objects()
+    lines = log.read_text().splitlines()
+    assert sum(line.startswith("done") for line in lines) > kills, "next to nothing was recorded"
+    allowed, objects = promised(log), mount.objects()
     assert objects.keys() <= {"", *allowed}
     for name, shas in allowed.items():
         found = sha256(objects[name]) if name in objects else "absent"
         assert found in shas, f"{name} after {kills} kills\n{log.read_text()}"
         if name in objects:
             assert sha256((mount.main / name).read_bytes()) == found
+    client, bucket = mount.bucket.client, mount.bucket.bucket
+    assert not client.list_multipart_uploads(Bucket=bucket).get("Uploads")
 
 
 # ----------------------------------------------------------------- conflicts

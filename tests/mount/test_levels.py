@@ -117,3 +117,28 @@ def test_aliases_that_cannot_be_are_refused(moto_mount: Mount) -> None:
     with fails_with(errno.EBUSY):
         os.unlink(model / "latest")
     assert xattr(model / "v1", "state") == "ready"
+
+
+def test_a_trash_is_found_by_those_who_look_for_it_and_takes_nothing(moto_mount: Mount) -> None:
+    """As send2trash and gio look: after EXDEV they go on to the trash of the user's home."""
+    (moto_mount.main / "f").write_bytes(b"x")
+    (moto_mount.main / "d").mkdir()
+    trash = moto_mount.path / ".Trash-1000"
+    assert sorted(os.listdir(trash)) == ["files", "info"]
+    assert ".Trash-1000" not in os.listdir(moto_mount.path)
+    with (trash / "info" / "f.trashinfo").open("w") as file:
+        file.write("[Trash Info]")
+    assert os.listdir(trash / "info") == []
+    for name in "fd":
+        with fails_with(errno.EXDEV):
+            os.rename(moto_mount.main / name, trash / "files" / name)
+    assert sorted(os.listdir(moto_mount.main)) == ["d", "f"]
+    for change in (
+        lambda: (trash / "files" / "f").write_bytes(b"x"),
+        lambda: (trash / "more").mkdir(),
+        lambda: (trash / "files").rmdir(),
+    ):
+        with fails_with(errno.EXDEV):
+            change()
+    assert not (moto_mount.path / ".Trash-x").exists()
+    assert moto_mount.status()["counters"]["bugs"] == 0

@@ -1,12 +1,13 @@
 """Files of main/ that are unlinked or renamed while they are open. Steps run on both."""
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
 from tests.mount import twins as fixtures
-from tests.mount.twins import Twins
+from tests.mount.twins import Twins, fails_with
 from tests.mounting import Mount
 
 pytestmark = pytest.mark.mount
@@ -137,3 +138,17 @@ def test_a_file_replaced_by_rename_is_read_on_by_who_has_it_open(twins: Twins) -
             return file.read(), (folder / "f").read_bytes()
 
     twins.same(step)
+
+
+def test_a_removed_file_that_was_open_to_read_alone_is_not_opened_to_write(twins: Twins) -> None:
+    """A disk does that by /proc; here there is no name any more that its bytes could go to."""
+    path = twins.mount.main / "f"
+    path.write_bytes(b"bytes")
+    with path.open("rb") as file:
+        path.unlink()
+        again = Path(f"/proc/self/fd/{file.fileno()}")
+        assert again.read_bytes() == b"bytes"
+        with fails_with(errno.ESTALE), again.open("r+b", buffering=0) as writer:
+            writer.write(b"x")
+        assert file.read() == b"bytes"
+    twins.check()

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.mount import twins as fixtures
-from tests.mount.twins import Twins, check_bucket, run
+from tests.mount.twins import Twins, check_bucket, result, run
+from tests.mount.usedfile import PUNCH, fallocate
 from tests.mounting import Mount, wait_until
 
 pytestmark = pytest.mark.mount
@@ -109,6 +110,36 @@ def test_seeking_rewriting_and_holes_give_the_bytes_of_a_disk(everywhere: Twins)
         return seen, (folder / "f").stat().st_size
 
     everywhere.same(step)
+
+
+def test_what_no_file_can_be_as_large_as_is_refused_and_costs_nothing(twins: Twins) -> None:
+    def step(folder: Path) -> object:
+        with (folder / "f").open("w+b", buffering=0) as file:
+            fd = file.fileno()
+            file.write(b"kept")
+            seen = [
+                result(lambda _: os.pwrite(fd, b"x", 1 << 50), folder),
+                result(lambda _: os.ftruncate(fd, 1 << 50), folder),
+                result(lambda _: os.pwrite(fd, b"x", (1 << 63) - 1), folder),
+                result(lambda _: os.ftruncate(fd, -1), folder),
+            ]
+        return seen, (folder / "f").read_bytes()
+
+    assert twins.same(step) == (["EFBIG", "EFBIG", "EINVAL", "EINVAL"], b"kept")
+
+
+def test_space_is_allocated_by_writes_and_holes_are_not_punched(twins: Twins) -> None:
+    def step(folder: Path) -> object:
+        with (folder / "f").open("w+b", buffering=0) as file:
+            file.write(b"begin")
+            os.posix_fallocate(file.fileno(), 0, 100_000)
+            seen = [os.fstat(file.fileno()).st_size, os.pread(file.fileno(), 10, 0)]
+        return seen, (folder / "f").stat().st_size
+
+    twins.same(step)
+    with (twins.mount.main / "f").open("r+b") as file:
+        assert fallocate(file.fileno(), PUNCH, 0, 10) == errno.EOPNOTSUPP
+    assert (twins.mount.main / "f").read_bytes()[:5] == b"begin"
 
 
 def test_several_handles_see_each_other_s_writes_at_once(twins: Twins) -> None:
@@ -210,6 +241,25 @@ def test_a_file_is_cut_and_opened_anew_right_after_it_was_closed(twins: Twins) -
                 file.write(b"ab")
             seen.append(path.read_bytes())
             path.write_bytes(b"whole")
+        return seen
+
+    twins.same(step)
+
+
+def test_a_file_that_was_emptied_and_closed_is_cut_longer_with_zeros(twins: Twins) -> None:
+    """What was emptied and not written is uploaded after close(): the node shows it by then."""
+
+    def step(folder: Path) -> object:
+        seen = []
+        for n in range(5):
+            path = folder / f"f{n}"
+            path.write_bytes(b"old bytes" * 1000)
+            path.stat()
+            os.close(os.open(path, os.O_WRONLY | os.O_TRUNC))
+            if folder != twins.plain:
+                wait_until(lambda: not twins.mount.status()["uploads"])
+            os.truncate(path, 100)
+            seen.append(path.read_bytes())
         return seen
 
     twins.same(step)

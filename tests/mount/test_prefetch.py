@@ -98,6 +98,21 @@ def test_a_configuration_brings_what_lies_beside_it_unless_that_is_switched_off(
     assert sent["GetObject"] == 1 + others
 
 
+def test_what_was_just_written_beside_a_configuration_is_not_fetched(
+    moto_bucket: S3Endpoint, make_mount: MakeMount
+) -> None:
+    put(moto_bucket, dict.fromkeys(("config.json", "vocab.json"), b"{}"))
+    mount = make_mount(moto_bucket, metadata_ttl=60)
+    with (mount.main / "tokenizer.json").open("wb", buffering=0) as file:
+        file.write(b"{}")
+        os.close(os.dup(file.fileno()))  # the registry has it, and it is not in the cache yet
+        with mount.counting() as sent:
+            (mount.main / "config.json").read_bytes()
+            wait_until(lambda: xattr(mount.main / "vocab.json", "cached") == "2/2")
+            wait_until(lambda: mount.status()["read_ahead"]["small_files"] == 1)
+    assert sent["GetObject"] == 2
+
+
 # ---------------------------------------------------------------------- tensors
 
 

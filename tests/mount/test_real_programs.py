@@ -1,11 +1,9 @@
-"""Real work on main/: a model copied in and read back, editors, notebooks, git, sqlite."""
+"""Real work on main/: a model copied in and read back, and how programs save files."""
 
 import json
 import os
 import shutil
-import sqlite3
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -83,22 +81,6 @@ def test_safetensors_saves_into_main(twins: Twins) -> None:
 # --------------------------------------------------------------- editors, notebooks
 
 
-def test_vim_saves_and_saves_again(everywhere: Twins) -> None:
-    if not shutil.which("vim"):
-        pytest.skip("vim is not installed")
-
-    def step(folder: Path) -> object:
-        path = folder / "config.json"
-        path.write_text("one\n")
-        for n, options in enumerate(("", "set backup", "set backupcopy=yes", "set nowritebackup")):
-            command = ["vim", "-N", "-u", "NONE", "-i", "NONE", "-es"]
-            command += ["-c", options or "set noswapfile", "-c", f"%s/$/ {n}/", "-c", "wq"]
-            subprocess.run([*command, path.name], cwd=folder, stdin=subprocess.DEVNULL, check=True)
-        return path.read_text(), sorted(os.listdir(folder))
-
-    assert "one 0 1 2 3" in str(everywhere.same(step))
-
-
 def test_a_save_by_backup_and_rename_keeps_the_file(everywhere: Twins) -> None:
     """What vim does with backupcopy=no: probe 4913, rename to a backup, write anew, unlink."""
 
@@ -167,58 +149,6 @@ def test_a_save_by_temporary_file_and_rename_is_atomic(twins: Twins) -> None:
 
 
 # --------------------------------------------------------------------- programs
-
-
-def test_a_sqlite_database_lives_in_main(twins: Twins) -> None:
-    def step(folder: Path) -> object:
-        for n in range(3):
-            with sqlite3.connect(folder / "db.sqlite") as database:
-                database.execute("create table if not exists t (n)")
-                database.executemany("insert into t values (?)", [(m,) for m in range(n * 100)])
-            database.close()
-        database = sqlite3.connect(folder / "db.sqlite")
-        answer = database.execute("select count(*), sum(n) from t").fetchone()
-        database.execute("vacuum")
-        database.close()
-        return answer, os.listdir(folder)
-
-    twins.same(step)
-
-
-def test_a_git_repository_lives_in_main(moto_mount: Mount) -> None:
-    if not shutil.which("git"):
-        pytest.skip("git is not installed")
-    for command in (
-        "git init -q .",
-        "git config user.email a@b",
-        "git config user.name a",
-        "printf x > f && git add f && git commit -qm one",
-        "printf y >> f && git commit -qam two",
-        "git checkout -q HEAD~1 && grep -qx x f",
-        "git gc -q && git fsck",
-    ):
-        done = subprocess.run(command, shell=True, cwd=moto_mount.main, capture_output=True)
-        assert done.returncode == 0, (command, done.stderr)
-    check_bucket(moto_mount)
-
-
-def test_python_runs_from_main(twins: Twins) -> None:
-    def step(folder: Path) -> object:
-        package = folder / "package"
-        package.mkdir()
-        (package / "__init__.py").write_text("from package.inner import answer\n")
-        (package / "inner.py").write_text("answer = 42\n")
-        command = [sys.executable, "-c", "import package; print(package.answer)"]
-        env = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
-        said = [
-            subprocess.run(command, cwd=folder, capture_output=True, text=True, env=env).stdout
-            for _ in range(2)
-        ]
-        assert len(os.listdir(package / "__pycache__")) == 2
-        shutil.rmtree(package / "__pycache__")  # its bytes are other ones in every folder
-        return said
-
-    assert twins.same(step) == ["42\n", "42\n"]
 
 
 def test_the_attributes_of_a_file_tell_its_key_and_state(moto_mount: Mount) -> None:

@@ -149,6 +149,41 @@ def test_attributes_of_others_are_not_kept(moto_mount: Mount) -> None:
     assert {name.partition(".")[0] for name in os.listxattr(path)} == {"user"}
 
 
+def test_what_only_a_disk_can_do_says_so(moto_mount: Mount) -> None:
+    path = moto_mount.main / "f"
+    path.write_text("x")
+    said = run(
+        moto_mount.main,
+        """
+        fallocate -l 1M f
+        lsattr f
+        python3 -c 'import os; fd = os.open("f", os.O_RDWR); os.posix_fallocate(fd, 0, 9)'
+        """,
+    )
+    assert said.count("Operation not supported") == 2
+    assert path.read_bytes() == b"x" + bytes(8)
+    with fails_with(errno.EOPNOTSUPP):
+        os.open(moto_mount.main, os.O_TMPFILE | os.O_RDWR)
+
+
+def test_what_copying_tools_bring_along_of_our_attributes_changes_nothing(
+    moto_mount: Mount,
+) -> None:
+    path = moto_mount.main / "f"
+    path.write_text("x")
+    version = moto_mount.freeze("v1")
+    before = {name: os.getxattr(path, name) for name in os.listxattr(path)}
+    with moto_mount.counting() as sent:
+        for source, target in ((path, path), (version, moto_mount.main), (version / "f", path)):
+            for name in os.listxattr(source):
+                os.setxattr(target, name, os.getxattr(source, name))
+                os.removexattr(target, name)
+    assert {name: os.getxattr(path, name) for name in os.listxattr(path)} == before
+    assert sent == {}
+    with fails_with(errno.ENODATA):
+        os.removexattr(path, "user.mine")
+
+
 def test_a_read_only_mount_refuses_every_change(
     moto_bucket: S3Endpoint, make_mount: MakeMount
 ) -> None:

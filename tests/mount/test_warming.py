@@ -96,14 +96,13 @@ def test_what_is_read_while_it_is_warmed_is_fetched_once(mount: Mount) -> None:
 def test_what_cannot_be_warmed_or_evicted_is_refused(mount: Mount) -> None:
     big = mount.main / "w" / "big"
     version = mount.freeze("v1")
-    for value in ("", "ALL", "1/2", "all\n"):
+    for value in ("", "ALL", "1/2 ", "all\n"):
         with refused(errno.EINVAL):
             set_cached(big, value)
     with refused(errno.EINVAL):
         os.setxattr(big, "user.modelfs.cached", b"\xff")
-    for name in ("warming", "error", "etag", "anything"):
-        with refused(errno.EOPNOTSUPP):
-            os.setxattr(big, f"user.modelfs.{name}", b"all")
+    with refused(errno.EOPNOTSUPP):
+        os.setxattr(big, "user.modelfs.anything", b"all")
     for folder, number in (
         (mount.main, errno.EOPNOTSUPP),
         (mount.main / "w", errno.EOPNOTSUPP),

@@ -1,12 +1,16 @@
 """Shell commands on main/: they do what they do on a local disk. Scenarios run on both."""
 
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.mount import twins as fixtures
 from tests.mount.twins import Twins, run
-from tests.mounting import Mount
+from tests.mounting import METADATA_TTL_S, Mount, wait_until
 
 pytestmark = pytest.mark.mount
 
@@ -267,3 +271,59 @@ def test_touch_makes_files_and_sets_times(everywhere: Twins) -> None:
         find . -newer moved -name 'm*'
         """
     )
+
+
+# ----------------------------------------------------------------- a folder's time
+
+
+def test_the_time_of_a_folder_moves_when_names_in_it_come_and_go(everywhere: Twins) -> None:
+    def step(folder: Path) -> object:
+        (folder / "d").mkdir()
+        changes: list[Callable[[], object]] = [
+            lambda: (folder / "d" / "a").write_text("a"),
+            lambda: (folder / "d" / "a").write_text("again"),
+            lambda: (folder / "d" / "a").read_text(),
+            lambda: (folder / "d" / "a").rename(folder / "d" / "b"),
+            lambda: (folder / "d" / "c").mkdir(),
+            lambda: (folder / "d" / "c").rmdir(),
+            lambda: (folder / "d" / ".~local").write_text("x"),
+            lambda: (folder / "d" / ".~local").unlink(),
+            lambda: (folder / "d" / "b").rename(folder / "b"),
+        ]
+        moved = []
+        for change in changes:
+            before = (folder / "d").stat().st_mtime_ns
+            time.sleep(0.02)  # a disk's clock may tick every 10 ms
+            change()
+            moved.append((folder / "d").stat().st_mtime_ns > before)
+        return moved
+
+    expected = [True, False, False, True, True, True, True, True, True]
+    assert everywhere.same(step) == expected
+
+
+def test_the_time_of_a_folder_moves_when_others_put_something_into_it(moto_mount: Mount) -> None:
+    (moto_mount.main / "d").mkdir()
+    (moto_mount.main / "d" / "a").write_text("a")
+    before = (moto_mount.main / "d").stat().st_mtime_ns
+    time.sleep(2 * METADATA_TTL_S)
+    assert (moto_mount.main / "d").stat().st_mtime_ns == before
+    moto_mount.bucket.put(moto_mount.key("d/b"), b"b")
+    wait_until(lambda: (moto_mount.main / "d").stat().st_mtime_ns > before)
+    assert (moto_mount.main / "d" / "b").read_bytes() == b"b"
+
+
+def test_a_module_is_found_by_a_python_that_has_looked_before(everywhere: Twins) -> None:
+    program = (
+        "import sys; sys.path.insert(0, '.'); sys.dont_write_bytecode = True\n"
+        "try: import written_later\n"
+        "except ImportError: print('absent')\n"
+        "open('written_later.py', 'w').write('answer = 42')\n"
+        "import written_later; print(written_later.answer)\n"
+    )
+
+    def step(folder: Path) -> object:
+        command = [sys.executable, "-c", program]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout
+
+    assert everywhere.same(step) == "absent\n42\n"

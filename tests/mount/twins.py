@@ -60,7 +60,9 @@ def run(folder: Path, script: str, **variables: str) -> str:
         timeout=STEP_LIMIT_S,
         check=True,
     )
-    return (done.stdout + done.stderr).replace(str(folder), "FOLDER")
+    said = (done.stdout + done.stderr).replace(str(folder), "FOLDER")
+    assert "command not found" not in said, said  # it would be missing on both, and all be well
+    return said
 
 
 def tree(folder: Path, began_s: float) -> dict[str, Seen]:

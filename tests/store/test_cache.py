@@ -10,7 +10,9 @@ import trio
 
 from modelfs.registry.objects import ObjectInfo
 from modelfs.store import cache as caches
+from modelfs.store import saving
 from modelfs.store.parts import Urgency
+from modelfs.store.saving import Saver
 from tests.fake_store import FakeStore, slow
 from tests.trio_tests import PART, House, open_house, trio_test, until
 
@@ -242,6 +244,28 @@ async def test_a_crash_loses_no_more_than_what_was_not_recorded(tmp_path: Path) 
     async with open_house(tmp_path / "s", store) as house:
         assert house.cache.used_bytes == PART
         assert await house.read(key(0)) == data_of(0, 3)
+
+
+@trio_test
+async def test_a_file_that_waits_twice_for_its_sidecar_gets_it_and_so_do_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saving, "SAVE_INTERVAL_S", 0.05)
+    async with open_house(tmp_path / "s", filled(2)) as house:
+        files = []
+        for number in range(2):
+            await house.read(key(number))
+            (file,) = [f for f in house.cache._files.values() if f.info.id.key == key(number)]
+            files.append(file)
+            await until(lambda: not file.is_unsaved)  # noqa: B023
+        saver = Saver(house.layout.cache, house.services.disk, house.background, lambda _: True)
+        saver.save_soon(files[1])
+        await until(lambda: not files[1].is_unsaved)  # from now on what is asked for waits
+        saver.save_soon(files[0])
+        await saver.save(files[0])
+        saver.save_soon(files[0])
+        saver.save_soon(files[1])
+        await until(lambda: not any(file.is_unsaved for file in files))
 
 
 def damage_nothing(path: Path) -> None:

@@ -12,7 +12,8 @@ from modelfs.errors import AccessDenied, WrongBytes
 from modelfs.registry.objects import Checksum, ObjectId, ObjectInfo
 from modelfs.store import versions
 from modelfs.store.confirming import Expected, Hashing, expected_of
-from modelfs.store.etags import GUESSES_MAX, MIB, part_sizes_of
+from modelfs.store.cuts import MIB, Cut
+from modelfs.store.etags import GUESSES_MAX, part_sizes_of
 from modelfs.store.freeze import State
 from modelfs.store.manifest import Entry
 from tests.fake_store import FakeStore, Request, unavailable
@@ -69,7 +70,9 @@ def test_no_part_size_gives_more_parts_than_there_are_bytes(size: int, parts: in
 def test_all_hashes_come_from_one_pass_over_pieces_of_any_length(size: int, step: int) -> None:
     data, store = DATA[:size], FakeStore()
     etags = [store.place("key", data, part_size=n).id.etag for n in (100, 60)]
-    hashing = Hashing(Expected(ObjectId("key", ""), Checksum("crc32", ""), (100, 60)))
+    hashing = Hashing(
+        Expected(ObjectId("key", ""), Checksum("crc32", ""), (Cut.even(100), Cut.even(60)))
+    )
     for at in range(0, size, step):
         hashing.update(memoryview(data)[at : at + step])
     found = hashing.hashes()
@@ -80,7 +83,7 @@ def test_all_hashes_come_from_one_pass_over_pieces_of_any_length(size: int, step
 
 def test_what_is_sure_is_asked_for_before_what_is_guessed() -> None:
     info = ObjectInfo(ObjectId(KEY, "etag-3"), len(DATA), 0, etag_parts=3)
-    assert expected_of(info).part_sizes
+    assert expected_of(info).cuts
     assert expected_of(info, SHA256) == Expected(info.id, SHA256)
     md5 = ObjectInfo(ObjectId(KEY, "etag"), 3, 0, md5="etag")
     assert expected_of(md5, SHA256) == Expected(md5.id, Checksum("md5", "etag"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from modelfs.store.staging import Promise, StagedFile
+from modelfs.store.stagedfile import Promise, StagedFile
 from tests.fake_store import FakeStore
 from tests.trio_tests import LLAMA, PREFIX, House, open_house, trio_test, until
 
@@ -179,4 +179,5 @@ async def test_a_record_says_which_file_of_which_model_it_is(tmp_path: Path) -> 
             "mtime_ns": 5,
             "promise": "closed",
             "sent_etags": [],
+            "upload": None,
         }

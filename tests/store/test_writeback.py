@@ -1,14 +1,16 @@
 """Uploads: retries, parts, conflicts, drain."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 
-from modelfs.errors import AccessDenied, QuotaExceeded, RegistryUnavailable
-from modelfs.store import etags
+from modelfs.errors import AccessDenied, QuotaExceeded, RegistryUnavailable, WrongBytes
+from modelfs.store import cuts, etags, uploads
 from modelfs.store import writeback as writebacks
-from modelfs.store.staging import Promise, StagedFile
+from modelfs.store.cuts import Cut
+from modelfs.store.stagedfile import Promise, StagedFile
 from tests.fake_store import FakeStore, Request, unavailable
 from tests.trio_tests import LLAMA, PREFIX, House, open_house, trio_test, until
 
@@ -18,7 +20,9 @@ BIG = 40_000
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(etags, "SINGLE_PUT_MAX", 10_000)
-    monkeypatch.setattr(etags, "UPLOAD_PART_MIN", 5_000)
+    monkeypatch.setattr(cuts, "PART_MIN", 3_000)
+    monkeypatch.setattr(cuts, "UPLOAD_CUT", Cut(((5_000, 1000),)))
+    monkeypatch.setattr(uploads, "AHEAD_FROM", 12_000)
 
 
 async def staged_with(house: House, name: str, data: bytes, base: object = None) -> StagedFile:
@@ -36,11 +40,11 @@ async def test_publish_returns_when_the_registry_has_the_file(tmp_path: Path) ->
         await house.writeback.publish(staged)
         assert store.below(PREFIX) == {"a": b"data"}
         assert store.objects[PREFIX + "a"].metadata == {"mtime": "1234.5"}
-        assert store.requests() == {"PutObject": 1}
+        assert store.requests() == {"HeadObject": 1, "PutObject": 1}
         assert house.writeback.uploaded_files == 1
         await until(lambda: not list(house.staging))
         assert await house.read(PREFIX + "a") == b"data"  # from the cache
-        assert store.requests() == {"PutObject": 1}
+        assert store.requests() == {"HeadObject": 1, "PutObject": 1}
 
 
 @trio_test
@@ -107,8 +111,81 @@ async def test_what_is_written_while_it_is_uploaded_is_uploaded_after(tmp_path: 
             await until(lambda: gate.waiting)
             await house.staging.write(staged, 0, b"two")
             gate.open()
+        await house.writeback.drain()
         assert store.below(PREFIX) == {"a": b"two"}
         assert not staged.is_dirty
+        staged.users -= 1
+        await house.writeback.settle(staged)
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+@trio_test
+async def test_a_file_that_is_changed_while_it_is_sent_is_no_error_and_sent_again(
+    tmp_path: Path, is_cut: bool
+) -> None:
+    """What was hashed and what was sent are of two states then; a registry refuses them."""
+    store = FakeStore()
+
+    def refuse_what_changes(store: FakeStore, request: Request) -> None:
+        if request.operation != "PutObject":
+            return
+        change = partial(house.staging.truncate, staged, 2)
+        if not is_cut:
+            change = partial(house.staging.write, staged, 1, b"xx")
+        trio.from_thread.run(change)
+        store.unhook()
+        if not is_cut:
+            raise WrongBytes("400 BadDigest")
+
+    async with open_house(tmp_path / "s", store) as house:
+        staged = await staged_with(house, "a", b"data")
+        store.hook(refuse_what_changes)
+        await house.writeback.publish(staged)
+        assert store.below(PREFIX) == {"a": b"da" if is_cut else b"dxxa"}
+        assert store.requests()["PutObject"] == 2
+
+
+@trio_test
+async def test_a_file_that_changes_whenever_it_is_sent_is_an_error_in_the_end(
+    tmp_path: Path,
+) -> None:
+    store = FakeStore()
+
+    def refuse_what_changes(store: FakeStore, request: Request) -> None:
+        if request.operation != "PutObject":
+            return
+        trio.from_thread.run(house.staging.write, staged, 0, b"x")
+        raise WrongBytes("400 BadDigest")
+
+    async with open_house(tmp_path / "s", store) as house:
+        staged = await staged_with(house, "a", b"data")
+        store.hook(refuse_what_changes)
+        with pytest.raises(WrongBytes):
+            await house.writeback.publish(staged)
+        store.unhook()
+        await house.writeback.drain()
+        assert store.below(PREFIX) == {"a": b"xata"}
+
+
+@trio_test
+async def test_who_closes_a_file_does_not_wait_for_what_others_write_after_that(
+    tmp_path: Path,
+) -> None:
+    store, is_over = FakeStore(), False
+
+    def write_on(store: FakeStore, request: Request) -> None:
+        if not is_over:
+            trio.from_thread.run(house.staging.write, staged, 4, b"more")
+
+    async with open_house(tmp_path / "s", store) as house:
+        staged = await staged_with(house, "a", b"data")
+        staged.users += 1
+        store.hook(write_on)
+        await house.writeback.publish(staged)
+        assert len(store.sent) < 8
+        is_over = True
+        await house.writeback.drain()
+        assert store.below(PREFIX) == {"a": b"datamore"}
         staged.users -= 1
         await house.writeback.settle(staged)
 
@@ -121,12 +198,12 @@ async def test_a_large_file_goes_in_parts_side_by_side(tmp_path: Path) -> None:
         gate = store.hold("UploadPart")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(house.writeback.publish, await staged_with(house, "a", data))
-            await until(lambda: gate.waiting == writebacks.PARALLEL_PARTS)
+            await until(lambda: gate.waiting == uploads.PARALLEL_PARTS)
             gate.open()
         assert store.below(PREFIX) == {"a": data}
         assert store.objects[PREFIX + "a"].etag.endswith("-9")
         assert store.requests()["UploadPart"] == 9
-        assert store.most_at_once["UploadPart"] == writebacks.PARALLEL_PARTS
+        assert store.most_at_once["UploadPart"] == uploads.PARALLEL_PARTS
         assert "mtime" in store.objects[PREFIX + "a"].metadata
 
 
@@ -147,7 +224,7 @@ async def test_an_upload_ends_well_wherever_it_fails(tmp_path: Path, after: bool
                 is_told = True
             await house.writeback.drain()
             assert store.below(PREFIX) == {"a": data}
-            assert house.writeback.conflicts == 0
+            assert house.writeback.uploader.conflicts == 0
             assert store.uploads_open <= after
         if len(store.sent) < number:
             assert not is_told
@@ -171,7 +248,7 @@ async def test_a_small_upload_ends_well_wherever_it_fails(tmp_path: Path, after:
                 pass
             await house.writeback.drain()
             assert store.below(PREFIX) == {"a": b"new"}
-            assert house.writeback.conflicts == 0
+            assert house.writeback.uploader.conflicts == 0
 
 
 # ----------------------------------------------------------------- conflicts
@@ -197,7 +274,7 @@ async def test_where_others_changed_the_object_theirs_stays_and_ours_is_kept_bes
         assert found.pop("a") == b"theirs"
         ((name, data),) = found.items()
         assert (name[:19], data) == ("a.conflict-node-a-2", b"ours")
-        assert house.writeback.conflicts == 1
+        assert house.writeback.uploader.conflicts == 1
 
 
 @trio_test
@@ -212,7 +289,9 @@ async def test_where_others_made_the_object_theirs_stays(tmp_path: Path) -> None
 
 
 @trio_test
-async def test_where_others_deleted_the_object_ours_is_kept_beside_it(tmp_path: Path) -> None:
+async def test_where_others_deleted_the_object_before_a_restart_ours_is_kept_beside_it(
+    tmp_path: Path,
+) -> None:
     store = FakeStore()
     base = store.place(PREFIX + "a", b"base")
     await crash_with(tmp_path / "s", store, base)
@@ -234,7 +313,7 @@ async def test_an_upload_that_had_arrived_before_the_crash_is_no_conflict(
     async with open_house(tmp_path / "s", store) as house:
         await house.writeback.drain()
         assert store.below(PREFIX) == {"a": b"ours"}
-        assert house.writeback.conflicts == 0
+        assert house.writeback.uploader.conflicts == 0
 
 
 @trio_test
@@ -266,7 +345,7 @@ async def test_a_file_that_is_written_again_after_an_upload_without_an_answer_is
     base = store.place(PREFIX + "a", b"old")
     async with open_house(tmp_path / "s", store, is_crash=True) as house:
         staged = await staged_with(house, "a", b"first", base)
-        store.fail(1, QuotaExceeded("the answer was lost"), after=True)
+        store.fail(2, QuotaExceeded("the answer was lost"), after=True)  # of the put, after a HEAD
         with pytest.raises(QuotaExceeded):
             await house.writeback.publish(staged)
         assert store.below(PREFIX) == {"a": b"first"}
@@ -276,7 +355,7 @@ async def test_a_file_that_is_written_again_after_an_upload_without_an_answer_is
     async with open_house(tmp_path / "s", store) as house:  # and it is known after a crash, too
         await house.writeback.drain()
         assert store.below(PREFIX) == {"a": b"second"}
-        assert house.writeback.conflicts == 0
+        assert house.writeback.uploader.conflicts == 0
 
 
 @trio_test
