@@ -98,7 +98,7 @@ def _add(grid: Table, label: str, text: str, style: str = "") -> None:
 def _add_state(grid: Table, answer: dict[str, Any]) -> None:
     now_ns, since_ns = answer.get("now_ns"), answer.get("reachable_since_ns")
     since = f"since {time_text(since_ns)}, {since_text(since_ns, now_ns)}"
-    up = f"up {since_text(answer.get('started_ns'), now_ns)}, pid {answer.get('pid')}"
+    up = f"up {since_text(answer.get('started_ns'), now_ns)}"
     if answer.get("reachable"):
         _add(grid, "registry", f"reachable {since}; {up}", GOOD)
     else:
