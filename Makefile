@@ -1,7 +1,7 @@
 # Everything from a fresh clone: `make demo`, `make test`. `make help` lists the rest.
 # PYTHON=/path/to/python3 makes the virtual environment with another Python than Debian's;
 # ARGS="-k freeze -x" goes to pytest, which runs TEST_PROCESSES processes side by side, or to the
-# benchmark (ARGS=cold, ARGS="cold --rounds 1").
+# benchmark (ARGS=cold, ARGS="cold --rounds 1"). PREFIX and DESTDIR say where `make install` installs.
 
 PYTHON ?=
 ARGS ?=
@@ -12,9 +12,10 @@ BIN := .venv/bin
 CEPH := $(if $(filter 0,$(shell id -u)),MODELFS_REQUIRE_CEPH=1)
 
 export PYTHON
+export DESTDIR PREFIX
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-versions lint format clean
+.PHONY: help demo test bench bench-versions lint format install uninstall package clean
 .SILENT:
 
 help: ## list the targets
@@ -55,6 +56,17 @@ format: ## let ruff format the code
 	echo "format: ruff"
 	$(BIN)/ruff check --quiet --fix --select I .
 	$(BIN)/ruff format --quiet .
+
+install: ## put modelfs on this machine: program, units, mount helpers, man pages, completion
+	tools/setup install
+	tools/install install
+
+uninstall: ## take away what `make install` made; configuration and stores stay
+	tools/install uninstall
+
+package: ## build the wheel and the source package, and try the wheel in a fresh environment
+	tools/setup package
+	tools/package
 
 clean: ## remove what these targets made
 	echo "clean: .venv, caches, build results"

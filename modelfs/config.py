@@ -270,6 +270,24 @@ class RegistryConfig(_Table):
 _NAMESPACE_DEFAULTS = NamespaceConfig()
 
 
+def settings() -> dict[str, dict[str, str]]:
+    """Return the keys of each table of the file, each with what may stand there."""
+    tables: dict[str, type[_Table]] = {
+        "[registries.NAME]": RegistryConfig,
+        "[registries.NAME.cache]": CacheConfig,
+        "[registries.NAME.namespaces.NAMESPACE]": NamespaceConfig,
+    }
+    found = {name: _keys(table) for name, table in tables.items()}
+    for key in ("name", "cache", "namespaces"):  # the tables themselves
+        del found["[registries.NAME]"][key]
+    return found
+
+
+def said_name(field: str) -> str:
+    """Return what the file calls a setting of a registry: metadata_ttl for metadata_ttl_s."""
+    return str(RegistryConfig.model_fields[field].validation_alias or field)
+
+
 class Config(_Table):
     """The whole file."""
 
@@ -277,6 +295,10 @@ class Config(_Table):
         min_length=1, description="at least one table [registries.NAME]"
     )
     _file: Path | None = PrivateAttr(default=None)
+
+    def read_again(self) -> "Config":
+        """Read the same file anew; raises ConfigError."""
+        return load(self._file)
 
     @property
     def file(self) -> Path | None:
@@ -319,17 +341,17 @@ def load(path: Path | None = None) -> Config:
     return config
 
 
-def file_of(path: Path | None) -> Path:
-    """Return the file that `load` reads."""
-    return path or Path(os.environ.get("MODELFS_CONFIG") or DEFAULT_FILE)
-
-
 def _placed(path: Path, text: str, problems: Iterable[Problem]) -> Iterator[str]:
     """Yield each problem as a line with its file and line."""
     lines = Lines(text)
     for place, what in dict.fromkeys(problems):
         line = lines.of(place)
         yield f"{path}: {f'line {line}: ' if line else ''}{dotted(place)}: {what}"
+
+
+def file_of(path: Path | None) -> Path:
+    """Return the file that `load` reads."""
+    return path or Path(os.environ.get("MODELFS_CONFIG") or DEFAULT_FILE)
 
 
 def _read(path: Path) -> str:
@@ -391,11 +413,13 @@ def _overlaps(document: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _shared_ports(document: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield a problem for each two registries whose metrics would be at one port."""
-    known: dict[int, Place] = {}
+    known: dict[object, str] = {}
     for name, table in _registry_tables(document):
         port, place = table.get("metrics_port"), ("registries", name, "metrics_port")
-        if isinstance(port, int) and (other := known.setdefault(port, place)) != place:
-            yield place, f"found {port}; expected another port than that of {dotted(other)}"
+        if isinstance(port, int) and (other := known.setdefault(port, dotted(place))) != dotted(
+            place
+        ):
+            yield place, f"found {port}; expected another port than that of {other}"
 
 
 def _problems(error: ValidationError, document: Mapping[str, Any]) -> Iterator[Problem]:

@@ -2,7 +2,8 @@
 
 Start: store, cache index, staged files, pending freezes; then the mount; then READY.
 Stop (SIGTERM, SIGINT): waiting uploads are sent, at most `drain_timeout`; then the mount
-is taken away. What could not be sent stays staged and is named in the log.
+is taken away. What could not be sent stays staged and is named in the log. SIGHUP: the
+configuration is read again (reloading.py).
 """
 
 import faulthandler
@@ -21,7 +22,7 @@ import trio
 
 from modelfs import __version__, logs
 from modelfs.concurrency import Background, Threads
-from modelfs.config import DEFAULT_STORES, RegistryConfig
+from modelfs.config import DEFAULT_STORES, Config, RegistryConfig
 from modelfs.errors import MountError, RegistryError, RegistryUnavailable, StoreError
 from modelfs.mount import mountpoints, scraping
 from modelfs.mount.fuse import Operations
@@ -31,11 +32,13 @@ from modelfs.mount.native import NativeVersions
 from modelfs.mount.tree import Services, Tree
 from modelfs.mount.workfile import WorkFile
 from modelfs.names import Keys
+from modelfs.notifying import Report, notify, notify_reloading, watchdog_s
 from modelfs.registry.objects import ObjectId, ObjectStore
 from modelfs.registry.registry import Registry
 from modelfs.registry.s3 import S3Settings, S3Store
 from modelfs.registry.wire import wrong_scheme
-from modelfs.store import versions
+from modelfs.reloading import Reloading
+from modelfs.store import publishing, versions
 from modelfs.store.cache import Cache
 from modelfs.store.health import StoreHealth
 from modelfs.store.layout import Layout
@@ -65,16 +68,19 @@ def run(
     *,
     options: Sequence[str] = (),
     ready_fd: int | None = None,
+    file: Config | None = None,
     wrap_store: WrapStore = lambda store: store,
     make_operations: MakeOperations = Operations,
 ) -> int:
     """Mount a registry and serve it until it is unmounted or told to end; return 0.
 
-    Writes `ok` to `ready_fd`, and tells systemd, when the mount answers. Raises
-    ModelfsError for what a person has to mend. `wrap_store` and `make_operations` are for
-    tests that inject faults.
+    Writes `ok` to `ready_fd`, and tells systemd, when the mount answers. `file` is what SIGHUP
+    has read again. Raises ModelfsError for what a person has to mend. `wrap_store` and
+    `make_operations` are for tests that inject faults.
     """
+    faulthandler.enable()  # SIGABRT, by which systemd ends a daemon that hangs, says where
     faulthandler.register(signal.SIGUSR1, all_threads=True)
+    os.umask(0o022)  # who may read the store is said by namespaces, not by who starts us
     if "ro" in options:
         config = config.model_copy(update={"read_only": True})
     check_disk(config)
@@ -83,9 +89,9 @@ def run(
     mountpoints.prepare(mountpoint)
     lock_fd = _lock(layout)
     try:
-        daemon = _Daemon(config, mountpoint, layout, options, ready_fd, lock_fd)
-        store = wrap_store(S3Store(S3Settings.of(config)))
-        trio.run(daemon.main, store, make_operations)
+        s3 = S3Store(S3Settings.of(config))
+        daemon = _Daemon(config, mountpoint, layout, options, ready_fd, lock_fd, file, s3)
+        trio.run(daemon.main, wrap_store(s3), make_operations)
     except BaseExceptionGroup as group:
         raise _only(group) from group
     finally:
@@ -131,6 +137,8 @@ class _Daemon:
         options: Sequence[str],
         ready_fd: int | None,
         lock_fd: int,
+        file: Config | None,
+        s3: S3Store,
     ) -> None:
         self._config = config
         self._mountpoint = mountpoint
@@ -138,6 +146,9 @@ class _Daemon:
         self._options = options
         self._ready_fd = ready_fd
         self._lock_fd = lock_fd
+        self._file = file
+        self._has_terminal = os.isatty(0)
+        self._s3 = s3
         self._tree: Tree | None = None
         self._drain_until: float | None = None
 
@@ -153,6 +164,7 @@ class _Daemon:
             background.start_soon(services.writeback.uploader.sweep, name="unfinished uploads")
             background.start_soon(services.registry.watch, name="registry watch")
             background.start_soon(services.health.watch, self._hold_again, name="store watch")
+            background.start_soon(self._own_namespaces, services, name="owners of namespaces")
             background.start_soon(services.library.keep_resuming, name="pending freezes")
             library = services.library
             background.start_soon(library.census.watch, library.shelf, name="count of versions")
@@ -187,7 +199,7 @@ class _Daemon:
             min_free=config.cache.min_free_bytes,
             on_wrong_bytes=self._drop_pages,
         )
-        health = StoreHealth(layout, partial(check_disk, config))
+        health = StoreHealth(layout, lambda: check_disk(self._config))
         staging = Staging(
             layout.staged,
             disk,
@@ -210,7 +222,7 @@ class _Daemon:
                 *(config.name, config.endpoint, config.bucket, config.prefix, layout.host),
                 __version__,
             ),
-            namespace_of=config.namespace_of,
+            namespace_of=lambda name: self._config.namespace_of(name),
             on_served=native.want,
         )
         return Services(
@@ -241,6 +253,11 @@ class _Daemon:
         if not await services.disk.run(versions.namespaces, self._layout):
             raise error
         log.error("the registry refuses, versions are served all the same: %s", error)
+
+    async def _own_namespaces(self, services: Services) -> None:
+        """Give the namespaces of the store the owners and modes of the configuration."""
+        names, found = list(self._config.namespaces), self._config.namespace_of
+        await services.disk.run(publishing.own_namespaces, self._layout, names, found)
 
     def _hold_again(self) -> None:
         """Lock the node's part of a store that was away: a new mount of it knows no locks."""
@@ -279,10 +296,12 @@ class _Daemon:
                 f"{self._mountpoint}: cannot be mounted ({error}); is /dev/fuse there, and "
                 "fusermount3 installed (package fuse3)?"
             ) from error
+        report = Report(self._mountpoint, services, lambda: operations.answered, watchdog_s())
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._announce, services, background, name="announce")
+                nursery.start_soon(self._announce, services, background, report, name="announce")
                 nursery.start_soon(self._obey, services, nursery.cancel_scope, name="signals")
+                nursery.start_soon(self._reload, services, operations, report, name="reload")
                 await pyfuse3.main(max_tasks=WAITING_REQUESTS)
                 nursery.cancel_scope.cancel()
         finally:
@@ -298,24 +317,43 @@ class _Daemon:
             options.add("allow_other")
         return options
 
-    async def _announce(self, services: Services, background: Background) -> None:
+    async def _announce(self, services: Services, background: Background, report: Report) -> None:
         """Say that the mount is there once it answers, asked by a thread."""
         await trio.to_thread.run_sync(os.stat, self._mountpoint, abandon_on_cancel=True)
         await trio.to_thread.run_sync(mountpoints.tune, self._mountpoint)
         log.info("%s is mounted at %s", self._config.name, self._mountpoint)
-        _notify("READY=1")
+        report.say("READY=1")
         if self._ready_fd is not None:
             os.write(self._ready_fd, b"ok\n")
             os.close(self._ready_fd)
         offer = services.native.offer
         background.start_soon(services.library.announce_served, offer, name="served versions")
         background.start_soon(services.native.run, name="native mounts")
+        background.start_soon(report.run, name="report to systemd")
+
+    async def _reload(self, services: Services, operations: Operations, report: Report) -> None:
+        """Obey SIGHUP: read the configuration again, or end with the terminal that is gone."""
+        reloading = None
+        if self._file is not None:
+            reloading = Reloading(
+                *(self._config.name, self._file, check_disk, services, self._s3, operations)
+            )
+        with trio.open_signal_receiver(signal.SIGHUP) as signals:
+            async for _ in signals:
+                if self._has_terminal and not os.isatty(0):
+                    signal.raise_signal(signal.SIGTERM)
+                elif reloading is not None:
+                    notify_reloading()
+                    try:
+                        self._config = await reloading.reload()
+                    except Exception:  # which must not end the mount
+                        log.exception("reading the configuration again failed by a bug")
+                    report.say("READY=1")
 
     async def _obey(self, services: Services, serving: trio.CancelScope) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for number in signals:
                 log.info("%s: ending", signal.Signals(number).name)
-                _notify("STOPPING=1")
                 await self._drain(services)
                 await services.native.release_all()
                 pyfuse3.terminate()
@@ -324,6 +362,7 @@ class _Daemon:
     async def _drain(self, services: Services) -> None:
         """Send what waits; before and after the unmount there is one `drain_timeout` for both."""
         if self._drain_until is None:
+            notify("STOPPING=1")
             self._drain_until = trio.current_time() + self._config.drain_timeout_s
         with trio.move_on_at(self._drain_until):
             await services.writeback.drain()
@@ -346,17 +385,3 @@ async def _tell_folded() -> None:
     while True:
         await trio.sleep(FOLDED_INTERVAL_S)
         logs.tell_folded()
-
-
-def _notify(state: str) -> None:
-    """Tell systemd (sd_notify(3)): a datagram to $NOTIFY_SOCKET."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-        try:
-            sender.sendto(state.encode(), address)
-        except OSError as error:
-            log.warning("systemd cannot be told %s: %s", state, error)

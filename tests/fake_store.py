@@ -368,7 +368,7 @@ class FakeStore:
         request = self._begin("ListMultipartUploads", prefix)
         with self._lock:
             found = [
-                UnfinishedUpload(upload.key, upload_id, 0)
+                UnfinishedUpload(upload.key, upload_id, time.time_ns())
                 for upload_id, upload in self._uploads.items()
                 if upload.key.startswith(prefix)
             ]

@@ -63,7 +63,7 @@ class Mount:
         self._launcher = launcher
         self._process: subprocess.Popen[bytes] | None = None
         self.path.mkdir(parents=True, exist_ok=True)
-        values: dict[str, object] = {
+        self._settings: dict[str, object] = {
             "endpoint": endpoint or bucket.endpoint,
             "bucket": bucket.bucket,
             "credentials": str(bucket.credentials_file),
@@ -74,6 +74,12 @@ class Mount:
             "native_versions": False,  # tests/mount/test_native.py tests them
             **settings,
         }
+        self.configure()
+
+    def configure(self, **changes: object) -> None:
+        """Write the configuration, with other settings than before; None takes one away."""
+        self._settings |= changes
+        values = {key: value for key, value in self._settings.items() if value is not None}
         tables = {key: value for key, value in values.items() if isinstance(value, dict)}
         lines = ["[registries.hub]"]
         lines += [f"{k} = {json.dumps(v)}" for k, v in values.items() if k not in tables]

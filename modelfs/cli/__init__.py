@@ -14,10 +14,13 @@ import click
 
 from modelfs.cli import (
     comparing,
+    completing,
     examining,
     freezing,
     listing,
+    manual,
     models,
+    reloading,
     rolling,
     serving,
     showing,
@@ -94,6 +97,7 @@ def commands(
 for _command in (
     serving.mount,
     serving.umount,
+    reloading.reload,
     listing.ls,
     models.create,
     freezing.freeze,
@@ -110,6 +114,8 @@ for _command in (
     showing.status,
     examining.doctor,
     showing.demo,
+    completing.completion,
+    manual.manual,
 ):
     commands.add_command(_command)
 

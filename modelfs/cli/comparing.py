@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from modelfs.cli import completing
 from modelfs.cli.arguments import version_argument
 from modelfs.cli.failures import explained
 from modelfs.cli.options import Settings, as_json, in_registry, pass_settings
@@ -68,8 +69,8 @@ class _Trouble(click.ClickException):
 
 
 @click.command(short_help="Compare versions, or one with main/.")
-@click.argument("one", metavar="NS/MODEL@A")
-@click.argument("other", metavar="NS/MODEL@B|main")
+@click.argument("one", metavar="NS/MODEL@A", shell_complete=completing.versions)
+@click.argument("other", metavar="NS/MODEL@B|main", shell_complete=completing.versions)
 @in_registry
 @as_json
 @pass_settings

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from modelfs.cli import completing
 from modelfs.cli.mounts import Mount
 from modelfs.cli.options import Settings, as_json, in_registry, pass_settings
 from modelfs.cli.output import count_text, print_json, print_table, say
@@ -22,7 +23,7 @@ NODE = "this node"
 
 
 @click.command(short_help="Check configuration, registry, store, FUSE.")
-@click.argument("name", metavar="[REGISTRY]", required=False)
+@click.argument("name", metavar="[REGISTRY]", required=False, shell_complete=completing.registries)
 @in_registry
 @as_json
 @pass_settings

@@ -5,6 +5,7 @@ import os
 
 import click
 
+from modelfs.cli import completing
 from modelfs.cli.arguments import model_argument, version_argument
 from modelfs.cli.failures import explained
 from modelfs.cli.following import Follower, follow
@@ -18,7 +19,7 @@ ATTEMPTS_MAX = 1000  # names of deleted versions that are passed over
 
 
 @click.command(short_help="Freeze main/ into a version.")
-@click.argument("model", metavar="NS/MODEL")
+@click.argument("model", metavar="NS/MODEL", shell_complete=completing.models)
 @click.argument("version", required=False)
 @click.option("--no-wait", is_flag=True, help="Do not wait until every byte is on this disk.")
 @in_registry
@@ -88,7 +89,7 @@ def _freeze_as(model: Model, name: str) -> str:
 
 
 @click.command(short_help="Wait until a version is ready.")
-@click.argument("version", metavar="NS/MODEL@VERSION")
+@click.argument("version", metavar="NS/MODEL@VERSION", shell_complete=completing.versions)
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0),

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from modelfs.cli import completing
 from modelfs.cli.arguments import tree_argument
 from modelfs.cli.failures import explained
 from modelfs.cli.options import Settings, as_json, in_registry, pass_settings
@@ -19,7 +20,7 @@ MODELS_AT_ONCE = 8  # that the registry is asked about
 
 
 @click.command(short_help="Show models; versions, sizes, states.")
-@click.argument("what", metavar="[NS[/MODEL]]", required=False)
+@click.argument("what", metavar="[NS[/MODEL]]", required=False, shell_complete=completing.models)
 @in_registry
 @as_json
 @pass_settings

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from modelfs.cli import completing
 from modelfs.cli.arguments import model_argument
 from modelfs.cli.failures import explained
 from modelfs.cli.options import Settings, as_json, in_registry, pass_settings
@@ -18,7 +19,7 @@ from modelfs.names import MAIN, check_alias_name, check_version_name, parse_mode
 
 
 @click.command(short_help="Make a model.")
-@click.argument("model", metavar="NS/MODEL")
+@click.argument("model", metavar="NS/MODEL", shell_complete=completing.models)
 @click.option("--description", metavar="TEXT", help="What it is, in a line.")
 @click.option("--source", metavar="NS/MODEL", help="Make a local model of this other model.")
 @in_registry
@@ -67,7 +68,7 @@ def _describe(model: Model, attributes: dict[str, str | None]) -> None:
 
 
 @click.command(short_help="Point an alias at a version.")
-@click.argument("model", metavar="NS/MODEL")
+@click.argument("model", metavar="NS/MODEL", shell_complete=completing.models)
 @click.argument("name", metavar="[ALIAS", required=False)
 @click.argument("version", metavar="VERSION]", required=False)
 @click.option("--delete", "deleted", metavar="ALIAS", help="Delete this alias.")

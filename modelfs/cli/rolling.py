@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from modelfs.cli import completing
 from modelfs.cli.arguments import model_argument
 from modelfs.cli.bars import ByteBar
 from modelfs.cli.comparing import Differences, files_of, files_of_main, manifest_of, walk
@@ -27,7 +28,7 @@ TEMPORARY = ".modelfs-rollback-"
 
 
 @click.command(short_help="Make main/ equal to a version.")
-@click.argument("model", metavar="NS/MODEL")
+@click.argument("model", metavar="NS/MODEL", shell_complete=completing.models)
 @click.argument("version")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @in_registry

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from modelfs import logs
-from modelfs.cli import mounts
+from modelfs.cli import completing, mounts
 from modelfs.cli.background import start
 from modelfs.cli.options import Settings, pass_settings
 from modelfs.cli.output import say
@@ -16,7 +16,7 @@ from modelfs.errors import ModelfsError, MountError
 
 
 @click.command(short_help="Mount a registry.")
-@click.argument("registry")
+@click.argument("registry", shell_complete=completing.registries)
 @click.argument("mountpoint", required=False, type=click.Path(path_type=Path))
 @click.option(
     "-o",
@@ -58,7 +58,8 @@ def mount(
     """
     from modelfs.config import load
 
-    config = load(settings.config).registry(registry)
+    file = load(settings.config)
+    config = file.registry(registry)
     folder = mountpoint or config.mountpoint
     if folder is None:
         raise ModelfsError(
@@ -77,7 +78,7 @@ def mount(
         from modelfs import daemon
     except ImportError as error:  # pyfuse3 without libfuse3
         raise MountError(f"FUSE cannot be loaded ({error}): install the package fuse3") from error
-    return daemon.run(config, folder, options=words, ready_fd=ready_fd)
+    return daemon.run(config, folder, options=words, ready_fd=ready_fd, file=file)
 
 
 def _same_command(
@@ -96,7 +97,7 @@ def _same_command(
 
 
 @click.command(short_help="Upload what waits, then unmount.")
-@click.argument("mountpoint")
+@click.argument("mountpoint", shell_complete=completing.mountpoints)
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0),

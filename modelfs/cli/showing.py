@@ -188,6 +188,9 @@ def demo() -> int:
     """Tell what modelfs does, with a real registry and a real mount, in a throw-away folder.
 
     Needs /dev/fuse, fusermount3 and `pip install "modelfs[demo]"`; takes seconds.
+
+    \b
+      modelfs demo
     """
     try:
         from modelfs.demo import run

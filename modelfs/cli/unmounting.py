@@ -37,7 +37,7 @@ def unmount(mount: Mount, timeout_s: float) -> None:
             f"{error}; where its daemon must go, kill it (pgrep -af 'modelfs mount'), then "
             f"modelfs umount {mount.path} again"
         ) from error
-    with _process(status.get("pid"), mount) as process:
+    with process_of(status.get("pid"), mount) as process:
         if process is not None:
             signal.pidfd_send_signal(process, signal.SIGTERM)
             _wait_for_end(process, mount, timeout_s)
@@ -46,8 +46,11 @@ def unmount(mount: Mount, timeout_s: float) -> None:
 
 
 @contextlib.contextmanager
-def _process(pid: Any, mount: Mount) -> Iterator[int | None]:
-    """Hold the daemon by a descriptor that cannot come to mean another; None: it is gone."""
+def process_of(pid: Any, mount: Mount) -> Iterator[int | None]:
+    """Hold the daemon by a descriptor that cannot come to mean another; None: it is gone.
+
+    Raises ModelfsError where the process is no daemon of this node, or another user's.
+    """
     if not isinstance(pid, int) or pid <= 1:
         raise ModelfsError(f"the status of {mount.registry} names no process: see its log")
     try:
@@ -59,12 +62,12 @@ def _process(pid: Any, mount: Mount) -> Iterator[int | None]:
         if b"modelfs" not in Path(f"/proc/{pid}/cmdline").read_bytes():
             raise ModelfsError(
                 f"process {pid} is no daemon of modelfs: {mount.registry} was mounted in another "
-                "container or by another host; unmount it there"
+                "container or by another host; do this there"
             )
         yield process
     except PermissionError:
         raise ModelfsError(
-            f"{mount.registry} was mounted by another user: unmount as they"
+            f"{mount.registry} was mounted by another user: do this as they, or as root"
         ) from None
     finally:
         os.close(process)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from modelfs.cli import completing
 from modelfs.cli.arguments import model_argument
 from modelfs.cli.failures import explained
 from modelfs.cli.options import Settings, in_registry, pass_settings
@@ -29,7 +30,7 @@ def _seconds(_context: click.Context, _option: click.Parameter, value: str | Non
 
 
 @click.command("upload-script", short_help="Make a script that uploads into a model.")
-@click.argument("model", metavar="NS/MODEL")
+@click.argument("model", metavar="NS/MODEL", shell_complete=completing.models)
 @click.option("--expires", callback=_seconds, metavar="TIME", help="How long it works.")
 @click.option(
     "--large",

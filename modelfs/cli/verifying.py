@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from modelfs.cli import completing
 from modelfs.cli.arguments import version_name
 from modelfs.cli.bars import ByteBar
 from modelfs.cli.options import Settings, as_json, in_registry, pass_settings
@@ -34,7 +35,9 @@ def _read_pace(_context: click.Context, _option: click.Parameter, text: str) -> 
 
 
 @click.command(short_help="Hash versions again, repair what differs.")
-@click.argument("what", metavar="[NS/MODEL[@VERSION]]", required=False)
+@click.argument(
+    "what", metavar="[NS/MODEL[@VERSION]]", required=False, shell_complete=completing.versions
+)
 @click.option("--all", "wants_all", is_flag=True, help="Every version of the store.")
 @click.option(
     "--pace",

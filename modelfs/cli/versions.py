@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from modelfs.cli import mounts
+from modelfs.cli import completing, mounts
 from modelfs.cli.arguments import (
     is_path,
     model_or_version_argument,
@@ -24,7 +24,7 @@ from modelfs.names import LATEST, MAIN, VersionId, is_version_name
 
 
 @click.command(short_help="Print the plain folder of a version.")
-@click.argument("version", metavar="NS/MODEL@VERSION|ALIAS")
+@click.argument("version", metavar="NS/MODEL@VERSION|ALIAS", shell_complete=completing.versions)
 @in_registry
 @as_json
 @pass_settings
@@ -92,7 +92,7 @@ def _stored_path(settings: Settings, wanted: VersionId) -> dict[str, str]:
 
 
 @click.command(short_help="Delete a version, or a model.")
-@click.argument("what", metavar="NS/MODEL[@VERSION]")
+@click.argument("what", metavar="NS/MODEL[@VERSION]", shell_complete=completing.versions)
 @click.option(
     "--everything", is_flag=True, help="Of a model: with its versions, aliases and files of main/."
 )

@@ -9,6 +9,7 @@ from modelfs.mount.mountpoints import run_bounded
 
 SYSTEMD = Path("/run/systemd/system")  # there where systemd runs (sd_booted(3))
 FSTAB = Path("/etc/fstab")
+SOURCE = "modelfs:"  # before a registry's name, where the kernel tells what is mounted
 LIMIT_S = 5.0
 
 
@@ -30,7 +31,7 @@ def _service(config: RegistryConfig) -> Outcome:
         return warning(
             "service",
             f"{unit} is not installed: nothing mounts it after a reboot",
-            f"cp systemd/modelfs* /etc/systemd/system/; systemctl enable --now {unit}",
+            f"make install (in the sources) puts it there; systemctl enable --now {unit}",
         )
     if not enabled.startswith("enabled"):
         return warning(
@@ -54,6 +55,7 @@ def _is_in_fstab(config: RegistryConfig) -> bool:
         return False
     fields = [line.split() for line in lines if not line.lstrip().startswith("#")]
     return any(
-        len(words) > 2 and words[0] == config.name and words[2] in ("modelfs", "fuse.modelfs")
+        words[0].removeprefix(SOURCE) == config.name and words[2] in ("modelfs", "fuse.modelfs")
         for words in fields
+        if len(words) > 2
     )

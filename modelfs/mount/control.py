@@ -15,11 +15,15 @@ from typing import Any
 
 from modelfs import __version__
 from modelfs.errors import NotFound
+from modelfs.mount.confining import confined, namespaces_seen, sees_all
 from modelfs.mount.handles import TextHandle
 from modelfs.mount.metrics import metrics
 from modelfs.mount.tree import Attributes, Folder, Maker, Node, Opened, Services, Tree
 from modelfs.mount.uploading import UPLOAD_SCRIPT, UploadScript
 from modelfs.names import ModelId, VersionId
+from modelfs.store.sources import Caller
+
+STATUS = "status.json"
 
 Content = Callable[[], Awaitable[bytes]]
 
@@ -71,10 +75,11 @@ class RootControl(ControlFolder):
     """`.modelfs` of the root."""
 
     async def names(self) -> list[str]:
-        return ["README", "metrics", "status.json"]
+        return ["README", "metrics", STATUS]
 
     def make(self, name: str) -> Node:
-        return self.child(name, ControlFile, partial(_ROOT_FILES[name], self.services))
+        kind = StatusFile if name == STATUS else ControlFile
+        return self.child(name, kind, partial(_ROOT_FILES[name], self.services))
 
 
 class ModelControl(ControlFolder):
@@ -142,6 +147,18 @@ class ControlFile(Node):
         return Opened(TextHandle(self._content), is_direct=True)
 
 
+class StatusFile(ControlFile):
+    """status.json: it names no model of a namespace that who opens it may not list."""
+
+    async def open_for(self, caller: Caller, *, write: bool, truncate: bool) -> Opened:
+        services = self.services
+        if write or sees_all(caller, services.uid):
+            return await self.open(write=write, truncate=truncate)
+        may_see = namespaces_seen(services.config, caller, services.uid, services.gid)
+        content = confined(await status(services), may_see)
+        return Opened(TextHandle(_as_json(content)), is_direct=True)
+
+
 async def _readme(services: Services) -> bytes:
     config = services.config
     return README.format(
@@ -155,10 +172,14 @@ async def _readme(services: Services) -> bytes:
 
 
 async def _status(services: Services) -> bytes:
-    return (json.dumps(await status(services), indent=2) + "\n").encode()
+    return _as_json(await status(services))
 
 
-_ROOT_FILES = {"README": _readme, "metrics": metrics, "status.json": _status}
+def _as_json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+_ROOT_FILES = {"README": _readme, "metrics": metrics, STATUS: _status}
 
 
 async def status(services: Services) -> dict[str, Any]:
@@ -175,6 +196,7 @@ async def status(services: Services) -> dict[str, Any]:
         "modelfs": __version__,
         "started_ns": services.started_ns,
         "now_ns": time.time_ns(),
+        "configuration": asdict(services.reloaded),
         "reachable": reachability.reachable,
         "reachable_since_ns": reachability.since_ns,
         "reachable_error": reachability.error,
@@ -186,6 +208,7 @@ async def status(services: Services) -> dict[str, Any]:
         "read_ahead": asdict(services.prefetcher.statistics()),
         "store": _store(services),
         "uploads": _uploads(services),
+        "unfinished_uploads": [asdict(upload) for upload in services.writeback.uploader.unfinished],
         "conflicts": [
             {
                 "path": f"{conflict.model}/main/{conflict.name}",
@@ -194,7 +217,6 @@ async def status(services: Services) -> dict[str, Any]:
             }
             for conflict in services.writeback.uploader.newest_conflicts
         ],
-        "unfinished_uploads": [asdict(upload) for upload in services.writeback.uploader.unfinished],
         "freezes": _freezes(services),
         "versions": {
             "ready": services.library.census.ready_versions,

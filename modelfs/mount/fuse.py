@@ -67,6 +67,7 @@ def handler(
                 raise pyfuse3.FUSEError(number) from error
             finally:
                 self.requests.end(name, begun)
+                self.answered += 1
 
         return wrapped  # type: ignore[return-value]  # functools.wraps names the first argument
 
@@ -93,7 +94,8 @@ class Operations(pyfuse3.Operations):
         self.tree = tree
         tree.forget_name = _forget_name
         self.requests = tree.services.requests
-        self.deadline_s = tree.services.config.timeout_s + DEADLINE_GRACE_S
+        self.set_timeout(tree.services.config.timeout_s)
+        self.answered = 0  # requests, so that a busy mount is told from one that hangs
         self._handles: dict[int, Handle] = {}
         self._opened_nodes: dict[int, Node] = {}  # of the handles, for the log
         self._folders: dict[int, _OpenFolder] = {}
@@ -118,6 +120,10 @@ class Operations(pyfuse3.Operations):
             node = self.tree.get(args[0])
         names = [os.fsdecode(args[1])] if name in _IN_FOLDER else []
         return "/".join([*(node.path_names if node else ["?"]), *names])
+
+    def set_timeout(self, timeout_s: float) -> None:
+        """Let the registry be silent for so long from now on."""
+        self.deadline_s = timeout_s + DEADLINE_GRACE_S
 
     # ---------------------------------------------------------------- names
 
@@ -267,8 +273,10 @@ class Operations(pyfuse3.Operations):
 
     @handler(is_bounded=False)
     async def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
-        opened = await self.tree[inode].open(
-            write=flags & os.O_ACCMODE != os.O_RDONLY, truncate=bool(flags & os.O_TRUNC)
+        opened = await self.tree[inode].open_for(
+            _caller(ctx),
+            write=flags & os.O_ACCMODE != os.O_RDONLY,
+            truncate=bool(flags & os.O_TRUNC),
         )
         return self._opened(opened, self.tree[inode])
 

@@ -6,6 +6,7 @@ keeps no more than its place in the tree. Never imports pyfuse3. Owned by the tr
 """
 
 import stat
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -89,6 +90,19 @@ class Handle(Protocol):
         """The last file descriptor is closed."""
 
 
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """What became of the configuration when it was read last: when (epoch ns), why it was refused.
+
+    `applied` and `needs_restart` name settings as the file does.
+    """
+
+    read_ns: int
+    error: str | None = None
+    applied: tuple[str, ...] = ()
+    needs_restart: tuple[str, ...] = ()
+
+
 @dataclass(slots=True)
 class Services:
     """The rooms below, for the nodes of one mount."""
@@ -112,6 +126,7 @@ class Services:
     background: Background
     requests: FuseRequests = field(default_factory=FuseRequests)
     lag: EventLoopLag = field(default_factory=EventLoopLag)
+    reloaded: Reloaded = field(default_factory=lambda: Reloaded(time.time_ns()))
     bugs: int = 0
 
 
@@ -174,6 +189,10 @@ class Node(ABC):
 
     async def open(self, *, write: bool, truncate: bool) -> Opened:
         raise IsAFolder(f"{self.name} is a folder")
+
+    async def open_for(self, caller: Caller, *, write: bool, truncate: bool) -> Opened:
+        """Open for a caller, where what is shown depends on who asks."""
+        return await self.open(write=write, truncate=truncate)
 
     async def change(self, change: Change) -> None:
         """Set size or time; what is not a file of main/ is not changed by anyone."""

@@ -81,7 +81,9 @@ class CredentialsFile:
         for name in ("aws_access_key_id", "aws_secret_access_key", "aws_session_token"):
             if not (section.get(name) or "").isascii() or re.search(r"\s", section.get(name) or ""):
                 # It would go into a header, and Python's error on that shows it whole.
-                raise ConfigError(f"{self._path}: {name} has a blank or another odd character")
+                raise ConfigError(
+                    f"{self._path}: {name} has a blank or another odd character; copy it again"
+                )
         return KeyPair(
             section["aws_access_key_id"],
             section["aws_secret_access_key"],

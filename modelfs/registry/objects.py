@@ -111,6 +111,15 @@ class UploadedPart:
 
 
 @dataclass(frozen=True, slots=True)
+class UnfinishedUpload:
+    """A multipart upload that was neither finished nor aborted; `started_ns` since 1970."""
+
+    key: str
+    id: str
+    started_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class RequestStatistics:
     """How requests have ended: by operation and outcome, and how soon, by operation.
 
@@ -121,15 +130,6 @@ class RequestStatistics:
     outcomes: Mapping[tuple[str, str], int]
     seconds: Mapping[str, Histogram]
     credentials_read_ns: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class UnfinishedUpload:
-    """A multipart upload that was neither finished nor aborted; `started_ns` since 1970."""
-
-    key: str
-    id: str
-    started_ns: int
 
 
 class ObjectStore(Protocol):

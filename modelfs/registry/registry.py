@@ -64,8 +64,7 @@ class Registry:
     ) -> None:
         self.store = store
         self.keys = keys
-        self.metadata_ttl_s = metadata_ttl_s
-        self.timeout_s = timeout_s
+        self.set_times(metadata_ttl_s=metadata_ttl_s, timeout_s=timeout_s)
         self.reachability = Reachability(True, time.time_ns(), None)
         self.retries = 0
         self._small = Threads(SMALL_REQUESTS)
@@ -82,10 +81,15 @@ class Registry:
         self._changes: dict[str, Changes] = {}
         self._big: set[str] = set()  # prefixes that are listed folder by folder
         self._hidden: dict[str, dict[str, str]] = {}
+        self._described = 0  # descriptions that this mount has changed
+
+    def set_times(self, *, metadata_ttl_s: float, timeout_s: float) -> None:
+        """Believe listings, and wait for a registry that is silent, for so long from now on."""
+        self.metadata_ttl_s = metadata_ttl_s
+        self.timeout_s = timeout_s
         self._descriptions: TTLCache[ModelId, dict[str, str]] = TTLCache(
             DESCRIPTIONS_MAX, metadata_ttl_s
         )
-        self._described = 0  # descriptions that this mount has changed
 
     # ------------------------------------------------------------- requests
 

@@ -58,12 +58,24 @@ class S3Store:
 
     def __init__(self, settings: S3Settings) -> None:
         """Read the credentials and make the clients; no request is sent. Raises ConfigError."""
-        self._settings = settings
         self._bucket = settings.bucket
-        self._clients = S3Clients(settings)
-        self._fast, self._slow = self._clients.fast, self._clients.slow
-        self._translated = self._clients.translated
-        self._granter = Granter(self, self._clients, settings.bucket)
+        self._take(settings, S3Clients(settings))
+
+    def _take(self, settings: S3Settings, clients: S3Clients) -> None:
+        self._settings = settings
+        self._clients = clients
+        self._fast, self._slow = clients.fast, clients.slow
+        self._translated = clients.translated
+        self._granter = Granter(self, clients, settings.bucket)
+
+    def use(self, settings: S3Settings) -> None:
+        """Ask by other settings of the same bucket from now on; blocking. Raises ConfigError.
+
+        Requests under way go on as they began: the connections before are closed when the last
+        one that uses them has ended.
+        """
+        if settings != self._settings:
+            self._take(settings, S3Clients(settings, before=self._clients))
 
     def close(self) -> None:
         """Close the connections that are kept; nothing may be asked afterwards."""

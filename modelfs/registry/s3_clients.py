@@ -140,10 +140,13 @@ class S3Clients:
     INVARIANT: nothing but the counters and the connections changes after the constructor.
     """
 
-    def __init__(self, settings: S3Settings) -> None:
-        """Make the clients; no request is sent. Raises ConfigError."""
+    def __init__(self, settings: S3Settings, before: "S3Clients | None" = None) -> None:
+        """Make the clients; no request is sent. They count on from those `before`.
+
+        Raises ConfigError.
+        """
         self._settings = settings
-        self.counts = RequestCounts()
+        self.counts: RequestCounts = before.counts if before else RequestCounts()
         path = settings.credentials
         self._file = CredentialsFile(path) if path is not None else None
         session = self._session = self._make_session()
@@ -252,7 +255,7 @@ class S3Clients:
 
     @contextmanager
     def _counted(self, operation: str) -> Iterator[None]:
-        """Count a request of which botocore's events tell nothing."""
+        """Count a request that no client of S3 sends."""
         self.counts.begin(operation)
         begun, outcome = time.monotonic(), NO_ANSWER
         try:

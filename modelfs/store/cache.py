@@ -94,6 +94,12 @@ class Cache:
             self._wrong,
         )
 
+    def set_limits(self, max_bytes: int, min_free: Callable[[int], int]) -> None:
+        """Take other limits from now on; what is too much now goes soon."""
+        self.max_bytes, self._min_free = max_bytes, min_free
+        self._free_bytes = (0.0, 0)
+        self._trim_soon()
+
     def check_invariants(self) -> None:
         """For tests."""
         assert self.used_bytes == sum(f.present_bytes for f in self._files.values())
@@ -232,6 +238,11 @@ class Cache:
         while victims := self._victims(self._excess(await self._free()) + count):
             await self._evict(victims)
 
+    def _trim_soon(self) -> None:
+        if self.used_bytes > self.max_bytes and not self._is_trimming:
+            self._is_trimming = True
+            self._background.start_soon(self._trim, name="trim the cache")
+
     async def _trim(self) -> None:
         """Evict what was pinned while room was made for what came, when nobody reads it more."""
         try:
@@ -335,9 +346,7 @@ class Cache:
     def part_arrived(self, file: PartFile, index: int, info: ObjectInfo) -> None:
         assert isinstance(file, CachedFile)
         self.used_bytes += file.length_of(index)
-        if self.used_bytes > self.max_bytes and not self._is_trimming:
-            self._is_trimming = True
-            self._background.start_soon(self._trim, name="trim the cache")
+        self._trim_soon()
         measured_at, free = self._free_bytes
         self._free_bytes = (measured_at, free - file.length_of(index))  # until measured anew
         file.info = replace(

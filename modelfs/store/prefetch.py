@@ -109,19 +109,23 @@ class Prefetcher:
         window_bytes: int,
         knows_formats: bool,
     ) -> None:
-        self.window_bytes = window_bytes
+        self.set_window(window_bytes, knows_formats)
         self._cache = cache
         self._fetcher = fetcher
         self._small = SmallFiles(cache, fetcher, registry, background)
         self._background = background
         self._disk = disk
-        self._knows_formats = knows_formats and window_bytes > 0
         self._known: WeakValueDictionary[ObjectId, _Tensors] = WeakValueDictionary()
         self._following: LRUCache[str, str] = LRUCache(ORDERS_MAX)  # by key
         self._indexes: LRUCache[ObjectId, None] = LRUCache(FOLDERS_MAX)  # that were read
         self._openings: LRUCache[str, Openings] = LRUCache(FOLDERS_MAX)  # by the folder's key
         self._looks: WeakSet[Look] = WeakSet()  # of files that are being read
         self._parts_ahead = self._tensor_parts = self._shards = self._small_files = 0
+
+    def set_window(self, window_bytes: int, knows_formats: bool) -> None:
+        """Bring so much ahead from now on; files that are open keep what they know of tensors."""
+        self.window_bytes = window_bytes
+        self._knows_formats = knows_formats and window_bytes > 0
 
     def statistics(self) -> PrefetchStatistics:
         return PrefetchStatistics(

@@ -12,6 +12,7 @@ import shutil
 import stat
 import time
 import uuid
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from modelfs.store.versions import main_link, shelf
 log = logging.getLogger(__name__)
 
 CLAIM_MAX_S = 3600.0  # a claim is made within seconds, a file gets its name as fast
+WRITERS = 0o222
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")  # of write_durably, and of `latest`
 THE_DAEMONS = NamespaceConfig()  # of whom the configuration says nothing
 
@@ -41,8 +43,9 @@ THE_DAEMONS = NamespaceConfig()  # of whom the configuration says nothing
 def make_namespace(layout: Layout, name: str, namespace: NamespaceConfig) -> None:
     """Make a namespace's folders in the store, with its owner and mode.
 
-    Who may not pass them reads no version, manifest or unfinished file of it. A daemon that
-    is not root may not give them away: they stay its own then.
+    Who may not pass them reads no version, manifest or unfinished file of it. Nobody but the
+    daemon may write in them: a version is not renamed away under its readers. A daemon that is
+    not root may not give them away: they stay its own then.
     """
     uid, gid = namespace.ids  # -1 leaves what it is
     for root in (layout.models, layout.pending_root, layout.manifests_root, layout.retired_root):
@@ -54,8 +57,26 @@ def make_namespace(layout: Layout, name: str, namespace: NamespaceConfig) -> Non
                 os.chown(folder, uid, gid)
             except PermissionError as error:
                 log.warning("%s cannot get its namespace's owner: %s", folder, error.strerror)
-        if stat.S_IMODE(found.st_mode) != namespace.mode:
-            folder.chmod(namespace.mode)
+        mode = namespace.mode & ~WRITERS
+        if folder.stat().st_uid == os.geteuid():  # who is root may write whatever the mode
+            mode |= 0o200
+        if stat.S_IMODE(found.st_mode) != mode:
+            folder.chmod(mode)
+
+
+def own_namespaces(
+    layout: Layout, names: Iterable[str], namespace_of: Callable[[str], NamespaceConfig]
+) -> None:
+    """Give namespaces that are in the store what the configuration says of them now.
+
+    A namespace that was closed must not stay open until its next freeze.
+    """
+    for name in names:
+        try:
+            if (layout.models / name).exists():
+                make_namespace(layout, name, namespace_of(name))
+        except OSError as error:
+            log.warning("the namespace %s keeps its owner and mode: %s", name, error)
 
 
 def set_source(

@@ -32,7 +32,8 @@ class StagedFile:
     nobody knows whether what was sent has arrived; `sent_etags` are what it may show there
     then. `clean` are the bytes that are those of `base`, `unchanged` those that were not
     written since the upload that is under way began. Up to `written_until` it was written in
-    order from its beginning; `upload` is the multipart upload that is not finished. `lock` is
+    order from its beginning; `upload` is the multipart upload that is not finished, and `starting`
+    that of which no id is known yet. `lock` is
     held while the file is uploaded, renamed or settled.
 
     INVARIANT: `fd` is open until the file is settled or discarded.
@@ -59,6 +60,7 @@ class StagedFile:
         self.unchanged = CleanSpans()
         self.written_until = 0
         self.upload: PartedUpload | None = None
+        self.starting: tuple[str, int] | None = None  # key and time: an upload may have begun
         self.is_begun_ahead = False
         self.is_discarded = False
         self.is_settling = False
@@ -110,7 +112,14 @@ class StagedFile:
         self.written_until = 0  # what is appended now goes when it is closed, and alone
         self.is_begun_ahead = False
         self.is_recovered = False
+        self.starting = None
         self.sent_etags.clear()
+
+    def _unfinished(self) -> list[str | int | None] | None:
+        """Return key, id and time of the multipart upload that a restart is to abort."""
+        if self.upload is not None:
+            return [self.upload.key, self.upload.id, None]
+        return None if self.starting is None else [self.starting[0], None, self.starting[1]]
 
     def record(self) -> bytes:
         return json.dumps(
@@ -121,6 +130,6 @@ class StagedFile:
                 "mtime_ns": self.mtime_ns,
                 "promise": self.promise,
                 "sent_etags": sorted(self.sent_etags),
-                "upload": [self.upload.key, self.upload.id] if self.upload else None,
+                "upload": self._unfinished(),
             }
         ).encode()

@@ -40,6 +40,18 @@ COPY_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
+class LeftUpload:
+    """A multipart upload of an earlier daemon.
+
+    Where `id` is None its answer is lost: it may have begun since `since_ns` (epoch).
+    """
+
+    key: str
+    id: str | None
+    since_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class _Found:
     path: Path
     model: ModelId
@@ -49,7 +61,7 @@ class _Found:
     promise: Promise
     size: int
     sent_etags: tuple[str, ...]
-    upload: tuple[str, str] | None
+    upload: LeftUpload | None
 
 
 @dataclass(frozen=True)
@@ -86,12 +98,16 @@ class Staging:
         self.local_folders: set[tuple[ModelId, str]] = set()
         self._shown: dict[tuple[ModelId, str], StagedFile] = {}
         self.aside: list[StagedFile] = []
-        self.left_uploads: list[tuple[str, str]] = []  # key and id, of an earlier daemon
+        self.left_uploads: list[LeftUpload] = []
         self.before_discard: Callable[[StagedFile], Awaitable[None]] | None = None
 
     def statistics(self) -> StagingStatistics:
         used = sum(staged.size for staged in self._shown.values())
         return StagingStatistics(len(self._shown), used, self._max_bytes, len(self.aside))
+
+    def set_limits(self, local_only: tuple[str, ...], max_bytes: int | None) -> None:
+        """Take others for what is written from now on; a file keeps what it was promised."""
+        self._local_only, self._max_bytes = local_only, max_bytes
 
     def is_local(self, path: str) -> bool:
         """Tell whether a file or folder of main/ stays on this node."""
@@ -365,10 +381,6 @@ def _copy_now(source: int, target: int, size: int) -> None:
         offset += len(data)
 
 
-def _pair(said: list[str] | None) -> tuple[str, str] | None:
-    return (said[0], said[1]) if said else None
-
-
 def _load_now(folder: Path) -> list[_Found]:
     found = []
     for sidecar in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
@@ -385,12 +397,12 @@ def _load_now(folder: Path) -> list[_Found]:
                     Promise(content["promise"]),
                     path.stat().st_size,
                     tuple(content.get("sent_etags", ())),
-                    _pair(content.get("upload")),
+                    LeftUpload(*content["upload"]) if content.get("upload") else None,
                 )
             )
         except FileNotFoundError:
             sidecar.unlink()  # its bytes went into the cache in the moment of the crash
-        except (OSError, ValueError, KeyError, IndexError, TypeError, InvalidName) as error:
+        except (OSError, ValueError, KeyError, TypeError, InvalidName) as error:
             log.error("the staged file %s is damaged, and left alone: %s", sidecar, error)
     for path in folder.iterdir():
         if path.suffix != ".json" and not _sidecar(path).exists():

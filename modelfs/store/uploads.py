@@ -41,8 +41,8 @@ AHEAD_FROM = 24 * cuts.MIB  # bytes written in order, from which on parts go bef
 AHEAD_PARTS = 4  # on their way while a file is written
 ABORT_LIMIT_S = 5.0
 CLOCKS_DIFFER_NS = 60 * 10**9  # the registry's and ours
-PUT_TRIES = 3  # of a file of which the registry says that it came wrong, or has changed
 CONFLICTS_SHOWN = 100  # the newest ones, in status.json
+PUT_TRIES = 3  # of a file of which the registry says that it came wrong, or has changed
 
 
 @dataclass(frozen=True)
@@ -171,10 +171,12 @@ class Uploader:
         source: ObjectInfo | None = None,
     ) -> PartedUpload:
         key, mtime_ns = self._key(staged), staged.mtime_ns
+        # From now on a restart looks for it, and aborts it.
+        staged.starting = key, time.time_ns()
+        await self._staging.promise(staged, staged.promise, durable=False)
         upload_id = await self._start(key, {MTIME: format_mtime(mtime_ns), **metadata})
         where = (self._registry, self._progress, key, upload_id, mtime_ns, cut, source)
-        staged.upload = PartedUpload(*where)
-        # From now on a restart knows of it, and aborts it.
+        staged.upload, staged.starting = PartedUpload(*where), None
         await self._staging.promise(staged, staged.promise, durable=False)
         return staged.upload
 
@@ -330,9 +332,10 @@ class Uploader:
     async def sweep(self) -> None:
         """Abort the uploads that an earlier daemon has left, and look which others there are."""
         await self._registry.wait_reachable()
-        for key, upload_id in self._staging.left_uploads:
-            await self._abort(key, upload_id)
-        self._staging.left_uploads.clear()
+        try:
+            await self._abort_left()
+        except ModelfsError as error:
+            log.warning("unfinished uploads of before may stay: %s", error)
         ask = partial(self._registry.store.unfinished_uploads, self._registry.keys.prefix)
         try:
             found = await self._registry.call(ask)
@@ -342,6 +345,14 @@ class Uploader:
         self.unfinished = [upload for upload in found if upload.id not in self._own]
         for upload in self.unfinished[:20]:
             log.warning("an unfinished upload of %s is there, begun by someone else", upload.key)
+
+    async def _abort_left(self) -> None:
+        while self._staging.left_uploads:
+            left = self._staging.left_uploads.pop()
+            if left.id is not None:
+                await self._abort(left.key, left.id)
+            elif left.since_ns is not None:
+                await self._abort_lost(left.key, left.since_ns - CLOCKS_DIFFER_NS)
 
     # --------------------------------------------------------------- conflicts
 
@@ -371,10 +382,10 @@ class Uploader:
             return None
 
     def _set_aside(self, staged: StagedFile, theirs: ObjectInfo | None) -> None:
-        name = f"{staged.name}.conflict-{self._host}-{_moment()}"
+        now_ns = time.time_ns()
+        name = f"{staged.name}.conflict-{self._host}-{_moment(now_ns)}"
         self.conflicts += 1
-        kept = Conflict(staged.model, staged.name, name, time.time_ns())
-        self.newest_conflicts.append(kept)
+        self.newest_conflicts.append(Conflict(staged.model, staged.name, name, now_ns))
         log.error(
             "%s/main/%s was %s by someone else while it was written here: ours is kept as %s",
             *(staged.model, staged.name, "changed" if theirs else "deleted", name),
@@ -393,7 +404,7 @@ class Uploader:
         return theirs.id.etag == await self._staging.etag(staged)
 
 
-def _moment() -> str:
-    """Return the time in UTC, with milliseconds: conflicts of one file have names of their own."""
-    seconds, fraction_ns = divmod(time.time_ns(), 10**9)
+def _moment(time_ns: int) -> str:
+    """Return a time in UTC, with milliseconds: conflicts of one file have names of their own."""
+    seconds, fraction_ns = divmod(time_ns, 10**9)
     return time.strftime("%Y%m%dT%H%M%S", time.gmtime(seconds)) + f".{fraction_ns // 10**6:03d}"

@@ -35,7 +35,10 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """What the daemon was asked to serve."""
     calls: list[tuple[Any, ...]] = []
 
-    def run(config: Any, mountpoint: Path, *, options: Any = (), ready_fd: Any = None) -> int:
+    def run(
+        config: Any, mountpoint: Path, *, options: Any = (), ready_fd: Any = None, file: Any
+    ) -> int:
+        assert file.registry(config.name) == config
         calls.append((config.name, mountpoint, list(options), ready_fd))
         return 0
 

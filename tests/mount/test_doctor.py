@@ -314,7 +314,7 @@ FAULTS: list[tuple[str, Callable[[Patient], None], str, str, str]] = [
      r"the daemon is modelfs 0\.0\.7, .*systemctl restart"),
     ("no mountpoint", no_mountpoint, "mount", "failed", "cannot be: .*make it with mkdir -p"),
     ("a unit that is off", units("echo disabled"), "service", "warning", "is disabled.*enable --n"),
-    ("no unit", units("exit 1"), "service", "warning", "is not installed.*cp systemd/modelfs"),
+    ("no unit", units("exit 1"), "service", "warning", "is not installed.*make install"),
 ]  # fmt: skip
 OF_ROOT = (
     "a full store",

@@ -408,7 +408,7 @@ async def test_what_others_wrote_while_a_file_was_open_stays_and_ours_is_kept_be
 async def test_two_conflicts_of_one_moment_lose_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uploads, "_moment", lambda: "20261127T120000.000")
+    monkeypatch.setattr(uploads, "_moment", lambda _: "20261127T120000.000")
     store = FakeStore()
     async with open_house(tmp_path / "s", store) as house:
         for ours in (b"ours 1", b"ours 2"):
@@ -502,6 +502,25 @@ async def test_an_upload_that_a_crash_left_is_aborted_and_others_are_named(tmp_p
         assert store.uploads_open == 1
         assert [upload.id for upload in house.writeback.uploader.unfinished] == [theirs]
         assert [found.promise for found in house.staging.aside] == [Promise.ASIDE]
+
+
+@trio_test
+async def test_an_upload_that_began_in_the_moment_of_a_crash_is_found_and_aborted(
+    tmp_path: Path,
+) -> None:
+    store = FakeStore()
+    store.fail(2, AccessDenied("the answer was lost"), after=True)  # after a HEAD
+    async with open_house(tmp_path / "s", store, is_crash=True) as house:
+        staged = await house.staging.create(LLAMA, "a", None)
+        await house.staging.write(staged, 0, DATA)
+        with pytest.raises(AccessDenied):
+            await house.writeback.publish(staged)
+        assert store.uploads_open == 1
+    async with open_house(tmp_path / "s", store) as house:
+        await house.writeback.uploader.sweep()
+        await house.writeback.drain()
+        assert store.uploads_open == 0
+        assert store.below(PREFIX) == {"a": DATA}
 
 
 @trio_test
