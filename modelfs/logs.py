@@ -54,7 +54,7 @@ def set_up(level: str, registry: str) -> None:
 
 
 def set_level(level: str) -> None:
-    """Say so much from now on."""
+    """Have our own lines said from this level on."""
     logging.getLogger("modelfs").setLevel(level.upper())
 
 
