@@ -251,7 +251,7 @@ def hidden_key(patient: Patient) -> None:
 def another_version(patient: Patient) -> None:
     launcher = patient.folder / "old.py"
     launcher.write_text(
-        "import sys, modelfs.mount.control as c\nc.__version__ = '0.0.7'\n"
+        "import sys, modelfs.mount.status as s\ns.__version__ = '0.0.7'\n"
         "from modelfs.cli import main\nsys.exit(main())\n"
     )
     patient.settings["launcher"] = (str(launcher),)
