@@ -35,7 +35,8 @@ from modelfs.names import Keys
 from modelfs.notifying import Report, notify, notify_reloading, watchdog_s
 from modelfs.registry.objects import ObjectId, ObjectStore
 from modelfs.registry.registry import Registry
-from modelfs.registry.s3 import S3Settings, S3Store
+from modelfs.registry.s3 import S3Store
+from modelfs.registry.s3_settings import S3Settings
 from modelfs.registry.wire import wrong_scheme
 from modelfs.reloading import Reloading
 from modelfs.store import publishing, versions

@@ -15,7 +15,8 @@ from modelfs.config import Config, RegistryConfig, said_name
 from modelfs.errors import ModelfsError
 from modelfs.mount.fuse import Operations
 from modelfs.mount.tree import Reloaded, Services
-from modelfs.registry.s3 import S3Settings, S3Store
+from modelfs.registry.s3 import S3Store
+from modelfs.registry.s3_settings import S3Settings
 from modelfs.store import publishing
 
 log = logging.getLogger(__name__)

@@ -103,7 +103,8 @@ def _repairer(config: "RegistryConfig", layout: "Layout") -> "Repairer":
     from modelfs.store.repair import Repairer
 
     def open_registry() -> Any:
-        from modelfs.registry.s3 import S3Settings, S3Store
+        from modelfs.registry.s3 import S3Store
+        from modelfs.registry.s3_settings import S3Settings
 
         return S3Store(S3Settings.of(config))
 
