@@ -13,12 +13,11 @@ import pytest
 import trio
 
 from modelfs.concurrency import Background, Threads
-from modelfs.config import RegistryConfig
 from modelfs.mount.levels import RootFolder
 from modelfs.mount.native import NativeVersions
 from modelfs.mount.tree import Services, Tree
 from modelfs.names import Keys, ModelId, VersionId
-from modelfs.registry import registry as registries
+from modelfs.registry import calls
 from modelfs.registry.objects import ObjectId
 from modelfs.registry.registry import Registry
 from modelfs.store import freeze as freezing
@@ -37,6 +36,7 @@ from modelfs.store.staging import Staging
 from modelfs.store.views import VersionView
 from modelfs.store.warming import Warmer
 from modelfs.store.writeback import Writeback
+from modelfs.tables import RegistryConfig
 from tests.fake_store import FakeStore
 
 P = ParamSpec("P")
@@ -48,8 +48,8 @@ PREFIX = "models/acme/llama/"
 ROOT = Caller(0, 0)
 
 QUICK = [
-    (registries, "RETRY_PAUSE_S", 0.001),
-    (registries, "PROBE_INTERVAL_S", 0.01),
+    (calls, "RETRY_PAUSE_S", 0.001),
+    (calls, "PROBE_INTERVAL_S", 0.01),
     (freezing, "RETRY_FIRST_S", 0.005),
     (freezing, "RETRY_MAX_S", 0.02),
     (writebacks, "RETRY_FIRST_S", 0.005),

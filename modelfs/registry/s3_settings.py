@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from modelfs.config import RegistryConfig
 from modelfs.registry.credentials import systemd_credentials
+from modelfs.tables import RegistryConfig
 from modelfs.units import MIB
 
 
