@@ -22,7 +22,7 @@ import trio
 
 from modelfs import __version__, logs
 from modelfs.concurrency import Background, Threads
-from modelfs.config import DEFAULT_STORES, Config, RegistryConfig
+from modelfs.config import Config
 from modelfs.errors import MountError, RegistryError, RegistryUnavailable, StoreError
 from modelfs.mount import mountpoints, scraping
 from modelfs.mount.fuse import Operations
@@ -50,6 +50,7 @@ from modelfs.store.prefetch import Prefetcher
 from modelfs.store.staging import Staging
 from modelfs.store.warming import Warmer
 from modelfs.store.writeback import Writeback
+from modelfs.tables import DEFAULT_STORES, RegistryConfig
 
 log = logging.getLogger(__name__)
 

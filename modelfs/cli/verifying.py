@@ -17,10 +17,10 @@ from modelfs.errors import ModelfsError
 from modelfs.names import VersionId, is_version_name, parse_model
 
 if TYPE_CHECKING:
-    from modelfs.config import RegistryConfig
     from modelfs.store.findings import Finding, Summary
     from modelfs.store.layout import Layout
     from modelfs.store.repair import Repairer
+    from modelfs.tables import RegistryConfig
 
 
 def _read_pace(_context: click.Context, _option: click.Parameter, text: str) -> int:

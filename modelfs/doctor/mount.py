@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from modelfs import __version__
-from modelfs.config import RegistryConfig
 from modelfs.doctor.outcome import Outcome, failed, ok, warning
 from modelfs.doctor.running import Steps
 from modelfs.errors import ModelfsError, MountError
 from modelfs.mount import mountpoints
 from modelfs.mount.mountpoints import Mounted
+from modelfs.tables import RegistryConfig
 from modelfs.wording import age_text, count_text, size_text
 
 NAMED_MAX = 3

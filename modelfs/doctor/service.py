@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from modelfs.config import RegistryConfig
 from modelfs.doctor.outcome import Outcome, ok, warning
 from modelfs.doctor.running import Steps
 from modelfs.mount.mountpoints import run_bounded
+from modelfs.tables import RegistryConfig
 
 SYSTEMD = Path("/run/systemd/system")  # there where systemd runs (sd_booted(3))
 FSTAB = Path("/etc/fstab")

@@ -7,11 +7,11 @@ import uuid
 from functools import partial
 from pathlib import Path
 
-from modelfs.config import DEFAULT_STORES, RegistryConfig
 from modelfs.doctor.outcome import Outcome, failed, ok, warning
 from modelfs.doctor.running import Steps
 from modelfs.mount import mountpoints
 from modelfs.store.layout import Layout, free_bytes, quotas, remove_tree
+from modelfs.tables import DEFAULT_STORES, RegistryConfig
 from modelfs.wording import size_text
 
 TRIAL = ".modelfs-doctor-"

@@ -17,7 +17,6 @@ import trio
 from cachetools import LRUCache, TTLCache
 
 from modelfs.concurrency import Background, Threads, side_by_side
-from modelfs.config import NamespaceConfig
 from modelfs.errors import Busy, ModelfsError, NoSpace, NotFound, VersionFailed
 from modelfs.names import ModelId, VersionId, check_alias_name, check_version_name
 from modelfs.registry.registry import Registry
@@ -39,6 +38,7 @@ from modelfs.store.parts import Fetcher
 from modelfs.store.sources import Caller, Sources
 from modelfs.store.staging import Staging
 from modelfs.store.views import VersionView
+from modelfs.tables import NamespaceConfig
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,6 @@ from functools import partial
 import trio
 
 from modelfs.concurrency import Background, SingleFlight, Threads
-from modelfs.config import NamespaceConfig
 from modelfs.errors import Forbidden, InvalidName, ModelfsError, NotEmpty, NotFound, StoreError
 from modelfs.names import ModelId, parse_model
 from modelfs.registry.listing import Listing
@@ -25,6 +24,7 @@ from modelfs.store.health import StoreHealth
 from modelfs.store.layout import Layout
 from modelfs.store.staging import Staging
 from modelfs.store.versions import ModelShelf
+from modelfs.tables import NamespaceConfig
 
 log = logging.getLogger(__name__)
 

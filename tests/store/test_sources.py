@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import trio
 
-from modelfs.config import NamespaceConfig
 from modelfs.errors import Forbidden, InvalidName, NotEmpty, NotFound, StoreError
 from modelfs.names import ModelId
 from modelfs.store import sources
 from modelfs.store.freeze import State
 from modelfs.store.health import StoreHealth
 from modelfs.store.sources import Caller
+from modelfs.tables import NamespaceConfig
 from tests.fake_store import FakeStore
 from tests.trio_tests import LLAMA, PREFIX, ROOT, House, open_house, trio_test, until, version
 
