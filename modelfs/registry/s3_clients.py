@@ -3,7 +3,7 @@
 With s3_get.py, the only file that knows boto3. The clients differ in their time limits: for
 what answers at once, for what may take the registry a while (putting parts together, copying),
 and for the probe; the one for parts signs bodies. They are made in the constructor, because
-making one is not safe in threads; using one is. botocore's own retries are off: registry.py
+making one is not safe in threads; using one is. botocore's own retries are off: calls.py
 retries.
 """
 
