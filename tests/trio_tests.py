@@ -157,7 +157,9 @@ class House:
         while (view := await self.library.view(wanted)).state is State.DOWNLOADING:
             self.library._changed(model)
             await trio.sleep(0.002)
-        await until(lambda: wanted not in self.library._freezes or view.state is State.FAILED)
+        await until(
+            lambda: wanted not in self.library.freezes._under_way or view.state is State.FAILED
+        )
         self.library._changed(model)
         return await self.library.view(wanted)
 
@@ -261,7 +263,7 @@ async def open_house(
             writeback.start(staged)
         if watches:
             nursery.start_soon(registry.watch)
-            await library.resume()
+            await library.freezes.resume()
         try:
             yield house
             house.check()

@@ -40,7 +40,7 @@ def status(services: Services) -> dict[str, Any]:
         "freezes": _freezes(services),
         "versions": {
             "ready": library.census.ready_versions,
-            "failed": {str(version): why for version, why in library.failed.items()},
+            "failed": {str(version): why for version, why in library.freezes.failed.items()},
             "mounted": len(services.native.mounted),
         },
         "damaged": [
@@ -119,7 +119,7 @@ def _freezes(services: Services) -> list[dict[str, Any]]:
             "total_bytes": freeze.manifest.size,
             "error": freeze.error or services.health.state.error,
         }
-        for freeze in services.library.running()
+        for freeze in services.library.freezes
     ]
 
 

@@ -1,6 +1,6 @@
 """The versions that this mount knows: views of them, their files, freezes, aliases.
 
-The async front of versions.py (what lies in the store) and freeze.py (what is on its
+The async front of versions.py (what lies in the store) and freezes.py (what is on its
 way). Owned by the trio thread. Manifests of ready versions, which never change, are kept
 in memory up to a bound; what else a folder of the store says is read anew when it is
 older than `SHELF_AGE_S`.
@@ -23,16 +23,12 @@ from modelfs.registry.registry import Registry
 from modelfs.store import aliases, pending, publishing, versions, views
 from modelfs.store.cache import Cache
 from modelfs.store.census import Census
-from modelfs.store.freeze import Freeze, FreezeThreads, State
+from modelfs.store.freeze import State
+from modelfs.store.freezes import Freezes
 from modelfs.store.health import StoreHealth
 from modelfs.store.layout import Layout, close_fd, free_bytes
 from modelfs.store.localreads import LocalReads
-from modelfs.store.manifest import (
-    Entry,
-    Manifest,
-    Provenance,
-    pin,
-)
+from modelfs.store.manifest import Entry, Manifest, Provenance, pin
 from modelfs.store.openfiles import ComingFile, PlainFile, Readable, open_plain
 from modelfs.store.parts import Fetcher
 from modelfs.store.sources import Caller, Sources
@@ -69,32 +65,35 @@ class Library:
         on_served: Callable[[VersionId], None] = lambda version: None,
     ) -> None:
         self.layout = layout
-        self._registry = registry
         self._staging = staging
         self._cache = cache
         self.fetcher = fetcher
         self.reads = LocalReads(disk)
         self._disk = disk
-        self._freeze_threads = FreezeThreads()
         self._background = background
         self._health = health
-        self._part_size = part_size
         self._provenance = provenance
         self._namespace_of = namespace_of
         self._on_served = on_served
-        self._freezes: dict[VersionId, Freeze] = {}
         self._views: LRUCache[VersionId, VersionView] = LRUCache(
             ENTRIES_MAX, getsizeof=lambda view: min(ENTRIES_MAX, 1 + len(view.manifest.files))
         )
         self._shelves: TTLCache[ModelId, versions.ModelShelf] = TTLCache(SHELVES_MAX, SHELF_AGE_S)
         self._changes = 0
         self.damaged: dict[VersionId, str] = {}  # as `keep_resuming` last saw it, for status.json
-        self.failed: dict[VersionId, str] = {}  # the same, of freezes that have failed for good
         self.census = Census(layout, disk, health)
         self.open_files: Counter[VersionId] = Counter()
         self.sources = Sources(
             *(layout, registry, staging, disk, background, health),
             namespace_of=namespace_of,
+            shelf=self.shelf,
+            changed=self._changed,
+        )
+        self.freezes = Freezes(
+            *(layout, registry, cache, fetcher, disk, background),
+            part_size=part_size,
+            namespace_of=namespace_of,
+            on_served=on_served,
             shelf=self.shelf,
             changed=self._changed,
         )
@@ -130,9 +129,6 @@ class Library:
                 self.census.note(model, found)
         return found
 
-    def running(self) -> list[Freeze]:
-        return list(self._freezes.values())
-
     async def view(self, version: VersionId) -> VersionView:
         """Return a version as it is now; raises NotFound."""
         found = self._views.get(version)
@@ -143,7 +139,7 @@ class Library:
                 self._views[version] = found
             return found
         self._views.pop(version, None)
-        freeze = self._freezes.get(version)
+        freeze = self.freezes.get(version)
         if freeze is not None and freeze.state is State.DOWNLOADING:
             return VersionView(
                 freeze.manifest,
@@ -191,13 +187,13 @@ class Library:
         finished = await self.open_finished(version, entry.path)
         if finished is not None:
             return finished
-        freeze = self._freezes.get(version)
+        freeze = self.freezes.get(version)
         coming = await (freeze.open_coming(entry) if freeze else self._cache.open(entry.object))
         return ComingFile(self, freeze, coming, version, entry.path)
 
     async def open_finished(self, version: VersionId, path: str) -> PlainFile | None:
         """Open a file of a version where all of it is here and checked, else return None."""
-        freeze = self._freezes.get(version)
+        freeze = self.freezes.get(version)
         is_ready = version.version in (await self.shelf(version.model)).ready
         if not is_ready and (freeze is None or path not in freeze.done):
             return None
@@ -230,7 +226,7 @@ class Library:
             publishing.make_namespace, self.layout, version.model.namespace, namespace
         )
         lock_fd = await self._disk.run(pending.claim, self.layout, manifest, needed)
-        self._start(manifest, lock_fd, unchanged)
+        self.freezes.start(manifest, lock_fd, unchanged)
 
     async def _pin(self, version: VersionId, caller: Caller) -> Manifest:
         origin, listing = await self.sources.list_afresh(version.model, caller)
@@ -265,69 +261,6 @@ class Library:
             )
         return needed
 
-    def _start(
-        self, manifest: Manifest, lock_fd: int, unchanged: pending.Unchanged | None = None
-    ) -> None:
-        freeze = Freeze(
-            manifest,
-            self.layout,
-            lock_fd,
-            registry=self._registry,
-            fetcher=self.fetcher,
-            cache=self._cache,
-            disk=self._disk,
-            threads=self._freeze_threads,
-            part_size=self._part_size,
-            namespace=self._namespace_of(manifest.namespace),
-            unchanged=unchanged,
-        )
-        self._freezes[manifest.id] = freeze
-        self._changed(manifest.id.model)
-        self._background.start_soon(self._run, freeze, name=f"freeze {manifest.id}")
-
-    async def _run(self, freeze: Freeze) -> None:
-        try:
-            await freeze.run(lambda manifest: self._changed(manifest.id.model))
-        except Exception:
-            log.exception("the freeze of %s ended by a bug", freeze.manifest.id)
-            await freeze.fail("a bug of modelfs: see the log")
-        self._changed(freeze.manifest.id.model)
-        if freeze.state is State.READY or not freeze.is_ours:
-            self._freezes.pop(freeze.manifest.id, None)
-        if freeze.state is State.READY:
-            self._on_served(freeze.manifest.id)  # `latest` points at it
-            with suppress(ModelfsError, OSError):
-                await self.shelf(freeze.manifest.id.model)  # so that it is counted
-
-    async def resume(self) -> None:
-        """Go on with freezes that nobody works on: at start, and when another node died."""
-        failed: dict[VersionId, str] = {}
-        for version in await self._disk.run(views.pending_versions, self.layout):
-            ours = self._freezes.get(version)
-            if ours is not None and ours.state is State.DOWNLOADING:
-                continue
-            lock_fd = await self._disk.run(pending.take_over, self.layout, version)
-            if lock_fd is None:
-                continue
-            try:
-                view = await self._disk.run(views.pending_view, self.layout, version)
-                is_ready = await self._disk.run(self.layout.version(version).is_dir)
-            except ModelfsError as error:
-                log.error("%s", error)
-                close_fd(lock_fd)
-                continue
-            if is_ready:
-                namespace = self._namespace_of(version.model.namespace)
-                await self._disk.run(publishing.finish_publish, self.layout, version, namespace)
-            if view.state is State.FAILED and not is_ready:
-                failed[version] = view.error or ""
-            if is_ready or view.state is State.FAILED:
-                close_fd(lock_fd)
-            else:
-                log.info("going on with the freeze of %s", version)
-                self._start(view.manifest, lock_fd)
-        self.failed = failed
-
     async def keep_resuming(self) -> None:
         """Look for freezes of nodes that died, and for damage that was found; runs for ever."""
         is_swept = False
@@ -335,7 +268,7 @@ class Library:
             try:
                 self._health.check()
                 self.damaged = await self._disk.run(versions.damaged, self.layout)
-                await self.resume()
+                await self.freezes.resume()
                 if not is_swept:
                     await self._sweep_all()
                     is_swept = True
@@ -366,12 +299,7 @@ class Library:
             sweep = (self._disk.run, publishing.sweep, self.layout, version.model)
             self._background.start_soon(*sweep, name=f"sweep {version}")
         elif version.version in shelf.pending:
-            freeze = self._freezes.get(version)
-            if freeze is not None:
-                freeze.scope.cancel()
-                await freeze.over.wait()
-                self._freezes.pop(version, None)  # it is gone where it became ready just now
-                self._changed(version.model)
+            if await self.freezes.stop(version):
                 await self.remove(version)
                 return
             lock_fd = await self._disk.run(pending.take_over, self.layout, version)

@@ -164,7 +164,9 @@ async def test_a_read_of_what_is_coming_is_served_first_and_right(tmp_path: Path
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(read)
-            await until(lambda: 39 in house.library._freezes[version("v1")]._coming["big"].flights)
+            await until(
+                lambda: 39 in house.library.freezes._under_way[version("v1")]._coming["big"].flights
+            )
             gate.open()
         assert answers == [big[39 * PART + 5 :][:100]]
         assert 39 * PART in [r.offset for r in store.sent if r.operation == "GetObject"][:4]
@@ -365,7 +367,7 @@ async def test_a_freeze_waits_for_a_registry_that_is_down_and_says_why(tmp_path:
         await until(lambda: gate.waiting)
         store.is_down = True
         gate.open()
-        freeze = house.library._freezes[version("v1")]
+        freeze = house.library.freezes._under_way[version("v1")]
         await until(lambda: freeze.error)
         view = await house.library.view(version("v1"))
         assert (view.state, view.error) == (State.DOWNLOADING, "the fake registry is down")
@@ -417,7 +419,7 @@ async def test_a_freeze_is_given_up_by_rmdir_wherever_it_is(tmp_path: Path) -> N
             assert not house.layout.version(version("v1")).exists()
             with pytest.raises(NotFound):
                 await house.library.view(version("v1"))
-            assert house.library.running() == []
+            assert list(house.library.freezes) == []
             if not house.layout.retired(version("v1")).exists():
                 assert (await house.freeze("v1")).state is State.READY
                 assert house.plain("v1") == FILES
@@ -438,7 +440,7 @@ async def test_a_version_that_becomes_ready_while_it_is_removed_is_removed(
             if found.pending:
                 monkeypatch.undo()
                 gate.open()
-                end = house.library._freezes[version("v1")]
+                end = house.library.freezes._under_way[version("v1")]
                 while end.state is not State.READY:
                     os.sched_yield()
             return found
@@ -462,7 +464,7 @@ async def test_a_version_that_was_removed_does_not_come_back(
     async with open_house(tmp_path / "s", store, watches=False) as house:
         await house.library.remove(version("v1"))
     async with open_house(tmp_path / "s", store) as house:
-        assert house.library.running() == []
+        assert list(house.library.freezes) == []
         with pytest.raises(NotFound):
             await house.library.view(version("v1"))
 
@@ -510,7 +512,7 @@ async def test_a_daemon_that_dies_at_any_step_leaves_what_another_finishes(
             try:
                 async with open_house(folder, store, is_crash=True) as house:
                     await house.library.freeze(version("v1"), ROOT)
-                    freeze = house.library._freezes[version("v1")]
+                    freeze = house.library.freezes._under_way[version("v1")]
                     await freeze.over.wait()
             except BaseException as error:
                 if not find(error):
@@ -565,7 +567,7 @@ async def test_a_restart_fetches_only_the_files_that_were_not_finished(tmp_path:
     async with open_house(tmp_path / "s", store, is_crash=True) as house:
         gate = store.hold("GetObject", PREFIX + "weights/two")
         await house.library.freeze(version("v1"), ROOT)
-        freeze = house.library._freezes[version("v1")]
+        freeze = house.library.freezes._under_way[version("v1")]
         await until(lambda: len(freeze.done) == 3 and gate.waiting)
     gate.open()
     sent = len(store.sent)
@@ -584,8 +586,8 @@ async def test_a_node_leaves_the_freeze_of_a_living_one_alone_and_reads_from_it(
         gate = store.hold("GetObject")
         await here.library.freeze(version("v1"), ROOT)
         async with open_house(tmp_path / "s", other, host="node-b") as there:
-            await there.library.resume()
-            assert there.library.running() == []
+            await there.library.freezes.resume()
+            assert list(there.library.freezes) == []
             view = await there.library.view(version("v1"))
             assert view.state is State.DOWNLOADING
             entry = view.folders["weights"].files["one"]
@@ -629,7 +631,7 @@ async def test_what_failed_here_may_be_cleared_and_frozen_by_another_node(
     store.flip(PREFIX + "a", 3)
     async with open_house(tmp_path / "s", store) as here:
         assert (await here.freeze("v1")).state is State.FAILED
-        await here.library._freezes[version("v1")].over.wait()
+        await here.library.freezes._under_way[version("v1")].over.wait()
         async with open_house(tmp_path / "s", other, host="node-b", is_crash=True) as there:
             assert (await there.library.view(version("v1"))).state is State.FAILED
             await there.library.remove(version("v1"))
@@ -645,7 +647,7 @@ async def test_what_failed_here_may_be_cleared_and_frozen_by_another_node(
                 await here.library.remove(version("v1"))
         gate.open()
         store.place(PREFIX + "a", b"better")
-        await here.library.resume()  # the other node has died
+        await here.library.freezes.resume()  # the other node has died
         assert (await here.ended("v1")).state is State.READY
         assert here.plain("v1") == {"a": b"better"}
 

@@ -124,7 +124,7 @@ async def test_what_a_full_disk_lost_at_fsync_is_fetched_again_when_there_is_spa
     monkeypatch.setattr(os, "fsync", fsync)
     async with open_house(tmp_path / "s", store) as house:
         await house.library.freeze(version("v1"), ROOT)
-        freeze = house.library._freezes[version("v1")]
+        freeze = house.library.freezes._under_way[version("v1")]
         await until(lambda: freeze.error is not None)
         assert os.strerror(number) in str(freeze.error)
         assert freeze.state is State.DOWNLOADING
@@ -170,7 +170,7 @@ async def test_a_freeze_whose_lock_was_lost_takes_it_again_and_goes_on(tmp_path:
     async with open_house(tmp_path / "s", store) as house:
         gate = store.hold("GetObject")
         await house.library.freeze(version("v1"), ROOT)
-        freeze = house.library._freezes[version("v1")]
+        freeze = house.library.freezes._under_way[version("v1")]
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, freeze._lock_fd)  # as after a new mount of the store: no lock, no file
         os.close(nothing)
@@ -199,7 +199,7 @@ async def test_a_store_that_goes_away_again_meanwhile_costs_no_other_file_its_de
     async with open_house(tmp_path / "s", store) as house:
         gate = store.hold("GetObject")
         await house.library.freeze(version("v1"), ROOT)
-        freeze = house.library._freezes[version("v1")]
+        freeze = house.library.freezes._under_way[version("v1")]
         lost = freeze._lock_fd
         fcntl.flock(lost, fcntl.LOCK_UN)
         os.dup2(nothing := os.open(os.devnull, os.O_RDONLY), lost)
@@ -226,7 +226,7 @@ async def test_a_freeze_whose_lock_another_node_has_taken_leaves_it_to_that_node
     async with open_house(tmp_path / "s", store) as house:
         gate = store.hold("GetObject")
         await house.library.freeze(version("v1"), ROOT)
-        freeze = house.library._freezes[version("v1")]
+        freeze = house.library.freezes._under_way[version("v1")]
         fcntl.flock(freeze._lock_fd, fcntl.LOCK_UN)
         other = pending.take_over(house.layout, version("v1"))
         assert other is not None
@@ -236,11 +236,11 @@ async def test_a_freeze_whose_lock_another_node_has_taken_leaves_it_to_that_node
         await until(freeze.over.is_set)
         store.is_down = False
         assert not freeze.is_ours
-        assert version("v1") not in house.library._freezes
+        assert version("v1") not in house.library.freezes._under_way
         assert (await house.library.view(version("v1"))).state is State.DOWNLOADING
         assert house.layout.pending(version("v1")).is_dir()  # it is the other's
         os.close(other)
-        await house.library.resume()
+        await house.library.freezes.resume()
         assert (await house.ended("v1")).state is State.READY
 
 
@@ -271,7 +271,7 @@ async def test_a_freeze_waits_for_a_disk_that_is_gone_and_goes_on_when_it_is_bac
     async with open_house(tmp_path / "s", store) as house:
         gate = store.hold("GetObject")
         await house.library.freeze(version("v1"), ROOT)
-        freeze = house.library._freezes[version("v1")]
+        freeze = house.library.freezes._under_way[version("v1")]
         await until(lambda: gate.waiting)
         with away(house.layout.root):
             gate.open()
