@@ -168,8 +168,8 @@ class _Daemon:
             background.start_soon(services.health.watch, self._hold_again, name="store watch")
             background.start_soon(self._own_namespaces, services, name="owners of namespaces")
             background.start_soon(services.library.keep_resuming, name="pending freezes")
-            library = services.library
-            background.start_soon(library.census.watch, library.shelf, name="count of versions")
+            shelves = services.library.shelves
+            background.start_soon(shelves.keep_counting, name="count of versions")
             background.start_soon(services.lag.watch, name="event loop's lag")
             background.start_soon(_tell_folded, name="folded lines of the log")
             if (port := self._config.metrics_port) is not None:
@@ -184,27 +184,11 @@ class _Daemon:
     def _build(self, store: ObjectStore, background: Background) -> Services:
         config, layout = self._config, self._layout
         disk = Threads(DISK_THREADS)
-        registry = Registry(
-            store,
-            Keys(config.prefix),
-            background,
-            metadata_ttl_s=config.metadata_ttl_s,
-            timeout_s=config.timeout_s,
-            parallel_requests=config.parallel_requests,
-        )
-        cache = Cache(
-            layout.cache,
-            disk,
-            background,
-            part_size=config.part_size,
-            max_bytes=config.cache.max_size,
-            min_free=config.cache.min_free_bytes,
-            on_wrong_bytes=self._drop_pages,
-        )
+        registry = self._registry(store, background)
+        cache = self._cache(disk, background)
         health = StoreHealth(layout, lambda: check_disk(self._config))
         staging = Staging(
-            layout.staged,
-            disk,
+            *(layout.staged, disk),
             local_only=config.local_only,
             max_bytes=config.staged_max,
             check_store=health.check_there,
@@ -220,10 +204,7 @@ class _Daemon:
         library = Library(
             *(layout, registry, staging, cache, fetcher, disk, background, health),
             part_size=config.part_size,
-            provenance=Provenance(
-                *(config.name, config.endpoint, config.bucket, config.prefix, layout.host),
-                __version__,
-            ),
+            provenance=self._provenance(),
             namespace_of=lambda name: self._config.namespace_of(name),
             on_served=native.want,
         )
@@ -237,6 +218,28 @@ class _Daemon:
             warmer=Warmer(cache, fetcher, background),
             background=background,
         )
+
+    def _registry(self, store: ObjectStore, background: Background) -> Registry:
+        return Registry(
+            *(store, Keys(self._config.prefix), background),
+            metadata_ttl_s=self._config.metadata_ttl_s,
+            timeout_s=self._config.timeout_s,
+            parallel_requests=self._config.parallel_requests,
+        )
+
+    def _cache(self, disk: Threads, background: Background) -> Cache:
+        return Cache(
+            *(self._layout.cache, disk, background),
+            part_size=self._config.part_size,
+            max_bytes=self._config.cache.max_size,
+            min_free=self._config.cache.min_free_bytes,
+            on_wrong_bytes=self._drop_pages,
+        )
+
+    def _provenance(self) -> Provenance:
+        config = self._config
+        where = (config.name, config.endpoint, config.bucket, config.prefix)
+        return Provenance(*where, self._layout.host, __version__)
 
     async def _check_registry(self, services: Services) -> None:
         """Go on where the registry is down; refuse what it refuses, if nothing is served else."""

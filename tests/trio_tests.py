@@ -148,19 +148,19 @@ class House:
 
     async def freeze(self, name: str, model: ModelId = LLAMA) -> VersionView:
         """Freeze a model and return the version when it is ready or has failed."""
-        await self.library.freeze(version(name, model), ROOT)
+        await self.library.freezes.begin(version(name, model), ROOT)
         return await self.ended(name, model)
 
     async def ended(self, name: str, model: ModelId = LLAMA) -> VersionView:
         """Return a version when its freeze is over."""
         wanted = version(name, model)
         while (view := await self.library.view(wanted)).state is State.DOWNLOADING:
-            self.library._changed(model)
+            self.library.shelves.changed(model)
             await trio.sleep(0.002)
         await until(
             lambda: wanted not in self.library.freezes._under_way or view.state is State.FAILED
         )
-        self.library._changed(model)
+        self.library.shelves.changed(model)
         return await self.library.view(wanted)
 
     def plain(self, name: str, model: ModelId = LLAMA) -> dict[str, bytes]:

@@ -111,7 +111,7 @@ class VersionsControl(ControlFolder):
         self.model = model
 
     async def names(self) -> list[str]:
-        shelf = await self.services.library.shelf(self.model)
+        shelf = await self.services.library.shelves.of(self.model)
         names = [f"{name}.json" for name in shelf.ready | shelf.pending]
         return sorted([*names, *(f"{name}.sha256" for name in shelf.ready)])
 

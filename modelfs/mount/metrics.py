@@ -217,7 +217,7 @@ class _Families:
         left = sum(freeze.manifest.size - freeze.done_bytes for freeze in freezes)
         yield self._gauge("freeze_left_bytes", "What they have yet to bring.", left)
         counts = {
-            ("ready",): library.census.ready_versions,
+            ("ready",): library.shelves.census.ready_versions,
             ("failed",): len(library.freezes.failed),
             ("damaged",): len(library.damaged),
         }

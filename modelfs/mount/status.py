@@ -39,7 +39,7 @@ def status(services: Services) -> dict[str, Any]:
         "conflicts": _conflicts(services),
         "freezes": _freezes(services),
         "versions": {
-            "ready": library.census.ready_versions,
+            "ready": library.shelves.census.ready_versions,
             "failed": {str(version): why for version, why in library.freezes.failed.items()},
             "mounted": len(services.native.mounted),
         },
