@@ -225,7 +225,7 @@ class ModelFolder(Level):
         return partial(self.child, MAIN, SourceLink, main_link(source))
 
     async def mkdir(self, name: str, caller: Caller) -> Node:
-        """Freeze the model; see DESIGN 6 for the order of the checks."""
+        """Freeze the model as it is in the registry now."""
         self.refuse_change()
         if name in RESERVED:
             raise AlreadyExists(f"{name} is reserved")
