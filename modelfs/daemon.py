@@ -31,6 +31,7 @@ from modelfs.mount.metrics import metrics
 from modelfs.mount.native import NativeVersions
 from modelfs.mount.tree import Services, Tree
 from modelfs.mount.workfile import WorkFile
+from modelfs.mountinfo import SOURCE
 from modelfs.names import Keys
 from modelfs.notifying import Report, notify, notify_reloading, watchdog_s
 from modelfs.registry.objects import ObjectId, ObjectStore
@@ -314,7 +315,7 @@ class _Daemon:
 
     def _fuse_options(self) -> set[str]:
         options = set(pyfuse3.default_options)
-        options |= {f"fsname=modelfs:{self._config.name}", "subtype=modelfs"}
+        options |= {f"fsname={SOURCE}{self._config.name}", "subtype=modelfs"}
         options |= set(self._options)
         if self._config.read_only:
             options.add("ro")

@@ -75,7 +75,7 @@ def verify(
     from modelfs.store.layout import Layout
     from modelfs.store.rereading import Pace
 
-    config = _registry(settings)
+    config = settings.configured()
     layout = Layout(config.store, host="")
     with _ended_as_interrupted(), work.locked(layout), ByteBar.make("verify") as bar:
         wanted = _wanted(layout, what)
@@ -88,15 +88,6 @@ def verify(
     else:
         say(_summary_line(summary))
     return 0 if summary.is_sound else 1
-
-
-def _registry(settings: Settings) -> "RegistryConfig":
-    from modelfs.config import load
-
-    config = load(settings.config)
-    if settings.registry is None and len(config.registries) > 1:
-        raise ModelfsError(f"which registry? Say -r NAME; known: {', '.join(config.registries)}")
-    return config.registry(settings.registry or next(iter(config.registries)))
 
 
 def _repairer(config: "RegistryConfig", layout: "Layout") -> "Repairer":

@@ -12,7 +12,7 @@ from modelfs.doctor import fuse, mount, registry, remains, running, service, sto
 from modelfs.doctor.mount import AskStatus
 from modelfs.doctor.outcome import Outcome
 from modelfs.doctor.running import Subject
-from modelfs.mount.mountpoints import Mounted
+from modelfs.mountinfo import Mounted
 from modelfs.store.layout import Layout
 from modelfs.tables import RegistryConfig
 

@@ -24,8 +24,7 @@ from modelfs.errors import (
 )
 from modelfs.names import ModelId
 from modelfs.store import freeze as freezing
-from modelfs.store import library as libraries
-from modelfs.store import pending, publishing, versions
+from modelfs.store import freezes, pending, publishing, versions
 from modelfs.store.freeze import State
 from modelfs.store.layout import Layout
 from modelfs.store.manifest import Manifest
@@ -136,7 +135,7 @@ async def test_what_cannot_be_frozen_is_refused_before_anything_is_made(
         await refused(InvalidName, "v1")
         store.take(PREFIX + "a//b")
         with monkeypatch.context() as patch:
-            patch.setattr(libraries, "free_bytes", lambda _: (PART, 100 * PART))
+            patch.setattr(freezes, "free_bytes", lambda _: (PART, 100 * PART))
             await refused(NoSpace, "v1")
         store.is_down = True
         await refused(RegistryUnavailable, "v1")
