@@ -91,10 +91,10 @@ def freeze_line(freeze: dict[str, Any]) -> Line:
 
 
 def _since(time_ns: int | None) -> str:
-    return f" {age_text(time_ns)}" if time_ns else ""
+    return f" {ago_text(time_ns)}" if time_ns else ""
 
 
-def age_text(time_ns: int | None, now_ns: int | None = None) -> str:
+def ago_text(time_ns: int | None, now_ns: int | None = None) -> str:
     """Return how long ago a point of time is, roughly: `3 min`."""
     if not time_ns:
         return "-"
