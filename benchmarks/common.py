@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import Figures
-from modelfs.mount import mountpoints
+from modelfs import mountinfo
 from tests import endpoints
 from tests.endpoints import CephServer, S3Endpoint
 from tests.mounting import Mount
@@ -39,7 +39,7 @@ class Place:
 
     @property
     def filesystem(self) -> str:
-        return mountpoints.under(self.folder).filesystem
+        return mountinfo.under(self.folder).filesystem
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.common import Bench, Place, command, memory_mib, processor_s, seconds
 from benchmarks.figures import Figure
-from modelfs.mount import mountpoints
+from modelfs import mountinfo
 from modelfs.names import ModelId, VersionId
 from modelfs.store.layout import Layout
 from modelfs.store.manifest import Entry, Manifest, Provenance
@@ -112,7 +112,7 @@ def _wait_mounts(mount: Mount) -> None:
 
 
 def _native_mounts(mount: Mount) -> int:
-    return sum(mount.path in mounted.path.parents for mounted in mountpoints.mounted())
+    return sum(mount.path in mounted.path.parents for mounted in mountinfo.mounted())
 
 
 # ------------------------------------------------------------------ what there is

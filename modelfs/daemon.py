@@ -22,7 +22,7 @@ import trio
 
 from modelfs import __version__, logs
 from modelfs.concurrency import Background, Threads
-from modelfs.config import DEFAULT_STORES, Config, RegistryConfig
+from modelfs.config import Config
 from modelfs.errors import MountError, RegistryError, RegistryUnavailable, StoreError
 from modelfs.mount import mountpoints, scraping
 from modelfs.mount.fuse import Operations
@@ -31,11 +31,13 @@ from modelfs.mount.metrics import metrics
 from modelfs.mount.native import NativeVersions
 from modelfs.mount.tree import Services, Tree
 from modelfs.mount.workfile import WorkFile
+from modelfs.mountinfo import SOURCE
 from modelfs.names import Keys
 from modelfs.notifying import Report, notify, notify_reloading, watchdog_s
 from modelfs.registry.objects import ObjectId, ObjectStore
 from modelfs.registry.registry import Registry
-from modelfs.registry.s3 import S3Settings, S3Store
+from modelfs.registry.s3 import S3Store
+from modelfs.registry.s3_settings import S3Settings
 from modelfs.registry.wire import wrong_scheme
 from modelfs.reloading import Reloading
 from modelfs.store import publishing, versions
@@ -49,6 +51,7 @@ from modelfs.store.prefetch import Prefetcher
 from modelfs.store.staging import Staging
 from modelfs.store.warming import Warmer
 from modelfs.store.writeback import Writeback
+from modelfs.tables import DEFAULT_STORES, RegistryConfig
 
 log = logging.getLogger(__name__)
 
@@ -166,8 +169,8 @@ class _Daemon:
             background.start_soon(services.health.watch, self._hold_again, name="store watch")
             background.start_soon(self._own_namespaces, services, name="owners of namespaces")
             background.start_soon(services.library.keep_resuming, name="pending freezes")
-            library = services.library
-            background.start_soon(library.census.watch, library.shelf, name="count of versions")
+            shelves = services.library.shelves
+            background.start_soon(shelves.keep_counting, name="count of versions")
             background.start_soon(services.lag.watch, name="event loop's lag")
             background.start_soon(_tell_folded, name="folded lines of the log")
             if (port := self._config.metrics_port) is not None:
@@ -182,27 +185,11 @@ class _Daemon:
     def _build(self, store: ObjectStore, background: Background) -> Services:
         config, layout = self._config, self._layout
         disk = Threads(DISK_THREADS)
-        registry = Registry(
-            store,
-            Keys(config.prefix),
-            background,
-            metadata_ttl_s=config.metadata_ttl_s,
-            timeout_s=config.timeout_s,
-            parallel_requests=config.parallel_requests,
-        )
-        cache = Cache(
-            layout.cache,
-            disk,
-            background,
-            part_size=config.part_size,
-            max_bytes=config.cache.max_size,
-            min_free=config.cache.min_free_bytes,
-            on_wrong_bytes=self._drop_pages,
-        )
+        registry = self._registry(store, background)
+        cache = self._cache(disk, background)
         health = StoreHealth(layout, lambda: check_disk(self._config))
         staging = Staging(
-            layout.staged,
-            disk,
+            *(layout.staged, disk),
             local_only=config.local_only,
             max_bytes=config.staged_max,
             check_store=health.check_there,
@@ -218,10 +205,7 @@ class _Daemon:
         library = Library(
             *(layout, registry, staging, cache, fetcher, disk, background, health),
             part_size=config.part_size,
-            provenance=Provenance(
-                *(config.name, config.endpoint, config.bucket, config.prefix, layout.host),
-                __version__,
-            ),
+            provenance=self._provenance(),
             namespace_of=lambda name: self._config.namespace_of(name),
             on_served=native.want,
         )
@@ -235,6 +219,28 @@ class _Daemon:
             warmer=Warmer(cache, fetcher, background),
             background=background,
         )
+
+    def _registry(self, store: ObjectStore, background: Background) -> Registry:
+        return Registry(
+            *(store, Keys(self._config.prefix), background),
+            metadata_ttl_s=self._config.metadata_ttl_s,
+            timeout_s=self._config.timeout_s,
+            parallel_requests=self._config.parallel_requests,
+        )
+
+    def _cache(self, disk: Threads, background: Background) -> Cache:
+        return Cache(
+            *(self._layout.cache, disk, background),
+            part_size=self._config.part_size,
+            max_bytes=self._config.cache.max_size,
+            min_free=self._config.cache.min_free_bytes,
+            on_wrong_bytes=self._drop_pages,
+        )
+
+    def _provenance(self) -> Provenance:
+        config = self._config
+        where = (config.name, config.endpoint, config.bucket, config.prefix)
+        return Provenance(*where, self._layout.host, __version__)
 
     async def _check_registry(self, services: Services) -> None:
         """Go on where the registry is down; refuse what it refuses, if nothing is served else."""
@@ -309,7 +315,7 @@ class _Daemon:
 
     def _fuse_options(self) -> set[str]:
         options = set(pyfuse3.default_options)
-        options |= {f"fsname=modelfs:{self._config.name}", "subtype=modelfs"}
+        options |= {f"fsname={SOURCE}{self._config.name}", "subtype=modelfs"}
         options |= set(self._options)
         if self._config.read_only:
             options.add("ro")

@@ -115,7 +115,7 @@ def status_line(services: Services) -> str:
         words.append("the store is away")
     if waiting := services.writeback.waiting():
         words.append(f"uploads waiting: {len(waiting)}")
-    if freezes := services.library.running():
+    if freezes := list(services.library.freezes):
         words.append(f"freezes running: {len(freezes)}")
     if services.reloaded.error is not None:
         words.append("the new configuration was refused")

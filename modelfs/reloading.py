@@ -11,13 +11,15 @@ from functools import partial
 
 import trio
 
-from modelfs.config import Config, RegistryConfig, said_name
+from modelfs.config import Config
 from modelfs.errors import ModelfsError
 from modelfs.logs import set_level
 from modelfs.mount.fuse import Operations
 from modelfs.mount.tree import Reloaded, Services
-from modelfs.registry.s3 import S3Settings, S3Store
+from modelfs.registry.s3 import S3Store
+from modelfs.registry.s3_settings import S3Settings
 from modelfs.store import publishing
+from modelfs.tables import RegistryConfig, said_name
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,8 @@ from botocore.credentials import ReadOnlyCredentials
 from botocore.exceptions import BotoCoreError
 
 from modelfs.errors import RegistryUnavailable
-from modelfs.registry.s3 import S3Settings, S3Store
+from modelfs.registry.s3 import S3Store
+from modelfs.registry.s3_settings import S3Settings
 
 CEPH_DEV = Path(__file__).parent / "tools" / "ceph-dev"
 CEPH_TOOLS = ("ceph-mon", "ceph-mgr", "ceph-osd", "ceph-mds", "radosgw", "ceph-fuse")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pytest
 from tests.endpoints import S3Endpoint
 
 SERVE = Path(__file__).parent / "launchers" / "serve.py"
+NOBODY = 65534  # uid and gid
 START_LIMIT_S = 30.0
 END_LIMIT_S = 30.0
 METADATA_TTL_S = 0.5
@@ -202,6 +203,23 @@ class Mount:
         wait_until(lambda: xattr(folder, "state") != "downloading", limit_s)
         assert xattr(folder, "state") == "ready", self.log()
         return folder
+
+
+def run_as_nobody(
+    groups: Sequence[int], place: Path, *words: str
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a command in a folder as a plain user of these groups."""
+    return subprocess.run(
+        words,
+        cwd=place,
+        user=NOBODY,
+        group=NOBODY,
+        extra_groups=list(groups),
+        env={"PATH": os.environ["PATH"], "LC_ALL": "C"},
+        capture_output=True,
+        check=False,
+        timeout=40,
+    )
 
 
 def xattr(path: Path, name: str) -> str:

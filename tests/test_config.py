@@ -7,8 +7,9 @@ import pytest
 from pydantic import ValidationError
 
 from modelfs import config
-from modelfs.config import DEFAULT_LOCAL_ONLY, CacheConfig, NamespaceConfig, RegistryConfig, load
+from modelfs.config import load
 from modelfs.errors import ConfigError
+from modelfs.tables import DEFAULT_LOCAL_ONLY, CacheConfig, NamespaceConfig, RegistryConfig
 from modelfs.units import GIB, KIB, MIB
 
 MINIMAL = '[registries.hub]\nendpoint = "https://rgw:8443"\nbucket = "llmos"\n'

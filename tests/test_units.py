@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from modelfs.config import RegistryConfig
 from modelfs.daemon import HANDLERS_LIMIT_S
+from modelfs.tables import RegistryConfig
 
 UNITS = Path(__file__).parent.parent / "systemd"
 # Each of these gives a service a mount namespace of its own (systemd.exec(5)): what it mounts in it

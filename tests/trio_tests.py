@@ -13,12 +13,11 @@ import pytest
 import trio
 
 from modelfs.concurrency import Background, Threads
-from modelfs.config import RegistryConfig
 from modelfs.mount.levels import RootFolder
 from modelfs.mount.native import NativeVersions
 from modelfs.mount.tree import Services, Tree
 from modelfs.names import Keys, ModelId, VersionId
-from modelfs.registry import registry as registries
+from modelfs.registry import calls
 from modelfs.registry.objects import ObjectId
 from modelfs.registry.registry import Registry
 from modelfs.store import freeze as freezing
@@ -37,6 +36,7 @@ from modelfs.store.staging import Staging
 from modelfs.store.views import VersionView
 from modelfs.store.warming import Warmer
 from modelfs.store.writeback import Writeback
+from modelfs.tables import RegistryConfig
 from tests.fake_store import FakeStore
 
 P = ParamSpec("P")
@@ -48,8 +48,8 @@ PREFIX = "models/acme/llama/"
 ROOT = Caller(0, 0)
 
 QUICK = [
-    (registries, "RETRY_PAUSE_S", 0.001),
-    (registries, "PROBE_INTERVAL_S", 0.01),
+    (calls, "RETRY_PAUSE_S", 0.001),
+    (calls, "PROBE_INTERVAL_S", 0.01),
     (freezing, "RETRY_FIRST_S", 0.005),
     (freezing, "RETRY_MAX_S", 0.02),
     (writebacks, "RETRY_FIRST_S", 0.005),
@@ -148,17 +148,19 @@ class House:
 
     async def freeze(self, name: str, model: ModelId = LLAMA) -> VersionView:
         """Freeze a model and return the version when it is ready or has failed."""
-        await self.library.freeze(version(name, model), ROOT)
+        await self.library.freezes.begin(version(name, model), ROOT)
         return await self.ended(name, model)
 
     async def ended(self, name: str, model: ModelId = LLAMA) -> VersionView:
         """Return a version when its freeze is over."""
         wanted = version(name, model)
         while (view := await self.library.view(wanted)).state is State.DOWNLOADING:
-            self.library._changed(model)
+            self.library.shelves.changed(model)
             await trio.sleep(0.002)
-        await until(lambda: wanted not in self.library._freezes or view.state is State.FAILED)
-        self.library._changed(model)
+        await until(
+            lambda: wanted not in self.library.freezes._under_way or view.state is State.FAILED
+        )
+        self.library.shelves.changed(model)
         return await self.library.view(wanted)
 
     def plain(self, name: str, model: ModelId = LLAMA) -> dict[str, bytes]:
@@ -261,7 +263,7 @@ async def open_house(
             writeback.start(staged)
         if watches:
             nursery.start_soon(registry.watch)
-            await library.resume()
+            await library.freezes.resume()
         try:
             yield house
             house.check()

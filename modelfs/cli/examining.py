@@ -14,8 +14,8 @@ from modelfs.cli.probe import read_status
 from modelfs.errors import ConfigError
 
 if TYPE_CHECKING:
-    from modelfs.config import RegistryConfig
     from modelfs.doctor.outcome import Outcome
+    from modelfs.tables import RegistryConfig
 
 Findings = list[tuple[str | None, "Outcome"]]
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from getopt import GetoptError, gnu_getopt
 
 from modelfs import cli
-from modelfs.cli.mounts import FSTYPE, SOURCE
+from modelfs.children import run_bounded
 from modelfs.cli.output import complain
-from modelfs.mount.mountpoints import run_bounded
+from modelfs.mountinfo import FILESYSTEM, SOURCE
 
 USAGE, FAILED = 1, 32  # as mount(8) has them
 MOUNT, UMOUNT = "/bin/mount", "/bin/umount"
@@ -74,7 +74,7 @@ def mount(arguments: Sequence[str] | None = None) -> int:
 
 def _note_umount(registry: str, folder: str) -> None:
     """Have umount(8) call us; without that it unmounts, and the daemon uploads afterwards."""
-    note = ["--internal-only", "--fake", "-t", FSTYPE, "-o", "uhelper=modelfs"]
+    note = ["--internal-only", "--fake", "-t", FILESYSTEM, "-o", "uhelper=modelfs"]
     run_bounded([MOUNT, *note, f"{SOURCE}{registry}", folder], NOTE_LIMIT_S)
 
 

@@ -1,19 +1,14 @@
 """Which registries are mounted where, from the kernel's list; which one a command means."""
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from modelfs import mountinfo
 from modelfs.errors import ModelfsError
 
-MOUNTINFO = Path("/proc/self/mountinfo")
-FSTYPE = "fuse.modelfs"
-SOURCE = "modelfs:"
 LINKS_MAX = 40  # as many symlinks as the kernel follows
-
-_OCTAL = re.compile(r"\\([0-7]{3})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,32 +21,17 @@ class Mount:
 
 def mounted_folders() -> list[Path]:
     """Return every folder that something is mounted on."""
-    return [path for path, *_ in _entries()]
+    return [mounted.path for mounted in mountinfo.mounted()]
 
 
 def find() -> list[Mount]:
     """Return the mounts of registries; of those on one folder the one on top."""
     found: dict[Path, Mount] = {}
-    for path, root, kind, source in _entries():
-        found.pop(path, None)
-        if kind == FSTYPE and root == "/":  # another root is a bind mount of a part of the tree
-            found[path] = Mount(source.removeprefix(SOURCE), path)
+    for mounted in mountinfo.mounted():
+        found.pop(mounted.path, None)
+        if mounted.is_ours:
+            found[mounted.path] = Mount(mounted.registry, mounted.path)
     return list(found.values())
-
-
-def _entries() -> list[tuple[Path, str, str, str]]:
-    """Return folder, root, type and source of each line (proc(5))."""
-    entries = []
-    for line in MOUNTINFO.read_text(errors="surrogateescape").splitlines():
-        before, _, after = line.partition(" - ")
-        _, _, _, root, path, *_ = map(_unescaped, before.split(" "))
-        kind, source, *_ = map(_unescaped, after.split(" "))
-        entries.append((Path(path), root, kind, source))
-    return entries
-
-
-def _unescaped(field: str) -> str:
-    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), field)
 
 
 def choose(registry: str | None) -> Mount:

@@ -3,9 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from modelfs.errors import ModelfsError
+
+if TYPE_CHECKING:
+    from modelfs.tables import RegistryConfig
 
 
 @dataclass(slots=True)
@@ -15,6 +20,16 @@ class Settings:
     config: Path | None
     registry: str | None
     is_verbose: bool
+
+    def configured(self) -> "RegistryConfig":
+        """Return the registry of the configuration that is meant, mounted or not."""
+        from modelfs.config import load  # slow to load: for the commands that need it alone
+
+        config = load(self.config)
+        if self.registry is None and len(config.registries) > 1:
+            known = ", ".join(config.registries)
+            raise ModelfsError(f"which registry? Say -r NAME; known: {known}")
+        return config.registry(self.registry or next(iter(config.registries)))
 
 
 pass_settings = click.make_pass_decorator(Settings)

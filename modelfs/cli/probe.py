@@ -9,9 +9,9 @@ import json
 import os
 from typing import Any
 
+from modelfs.children import run_bounded
 from modelfs.cli.mounts import Mount
 from modelfs.errors import ModelfsError
-from modelfs.mount.mountpoints import run_bounded
 from modelfs.names import CONTROL
 
 LIMIT_S = 5.0

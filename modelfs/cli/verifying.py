@@ -17,10 +17,10 @@ from modelfs.errors import ModelfsError
 from modelfs.names import VersionId, is_version_name, parse_model
 
 if TYPE_CHECKING:
-    from modelfs.config import RegistryConfig
     from modelfs.store.findings import Finding, Summary
     from modelfs.store.layout import Layout
     from modelfs.store.repair import Repairer
+    from modelfs.tables import RegistryConfig
 
 
 def _read_pace(_context: click.Context, _option: click.Parameter, text: str) -> int:
@@ -75,7 +75,7 @@ def verify(
     from modelfs.store.layout import Layout
     from modelfs.store.rereading import Pace
 
-    config = _registry(settings)
+    config = settings.configured()
     layout = Layout(config.store, host="")
     with _ended_as_interrupted(), work.locked(layout), ByteBar.make("verify") as bar:
         wanted = _wanted(layout, what)
@@ -90,20 +90,12 @@ def verify(
     return 0 if summary.is_sound else 1
 
 
-def _registry(settings: Settings) -> "RegistryConfig":
-    from modelfs.config import load
-
-    config = load(settings.config)
-    if settings.registry is None and len(config.registries) > 1:
-        raise ModelfsError(f"which registry? Say -r NAME; known: {', '.join(config.registries)}")
-    return config.registry(settings.registry or next(iter(config.registries)))
-
-
 def _repairer(config: "RegistryConfig", layout: "Layout") -> "Repairer":
     from modelfs.store.repair import Repairer
 
     def open_registry() -> Any:
-        from modelfs.registry.s3 import S3Settings, S3Store
+        from modelfs.registry.s3 import S3Store
+        from modelfs.registry.s3_settings import S3Settings
 
         return S3Store(S3Settings.of(config))
 

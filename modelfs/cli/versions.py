@@ -71,13 +71,9 @@ def _plain_path(model: Model, name: str) -> str:
 
 
 def _stored_path(settings: Settings, wanted: VersionId) -> dict[str, str]:
-    from modelfs.config import load
     from modelfs.store.layout import Layout
 
-    config = load(settings.config)
-    if settings.registry is None and len(config.registries) > 1:
-        raise ModelfsError(f"which registry? Say -r NAME; known: {', '.join(config.registries)}")
-    registry = config.registry(settings.registry or next(iter(config.registries)))
+    registry = settings.configured()
     folder = Layout(registry.store, host="").model(wanted.model)
     name = wanted.version
     with explained(f"look into the store {registry.store}"):

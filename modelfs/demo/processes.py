@@ -1,11 +1,13 @@
 """What the demo starts, and ends: servers, commands; nothing of it can hold the demo for good."""
 
 import os
-import re
 import signal
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+
+from modelfs import mountinfo
+from modelfs.children import leave, run_bounded
 
 END_LIMIT_S = 15.0
 LOG_TAIL_LINES = 20
@@ -83,7 +85,7 @@ def run_shell(
     except BaseException as error:
         if process.returncode is None:  # else its number may be another's by now
             os.killpg(process.pid, signal.SIGKILL)
-        _leave(process)
+        leave(process)
         if isinstance(error, subprocess.TimeoutExpired):
             return None, ""
         raise
@@ -92,28 +94,10 @@ def run_shell(
 
 def detach(path: Path) -> None:
     """Unmount a folder lazily, and do not wait for it longer than a while."""
-    command = ["fusermount3", "-uz", str(path)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        process.wait(END_LIMIT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        _leave(process)
-
-
-def _leave(process: subprocess.Popen[bytes]) -> None:
-    """Forget a process that was killed: one that hangs in a dead mount may never end."""
-    if process.stdout is not None:
-        process.stdout.close()
-    try:
-        process.wait(1)
-    except subprocess.TimeoutExpired:
-        process.returncode = -signal.SIGKILL  # Popen need not warn
+    run_bounded(["fusermount3", "-uz", str(path)], END_LIMIT_S)
 
 
 def mounted_below(folder: Path) -> list[Path]:
-    """Return what is mounted below a folder, the innermost first (proc(5))."""
-    lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
-    fields = (line.split(" ")[4] for line in lines)
-    paths = [Path(re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), field)) for field in fields]
-    return [path for path in reversed(paths) if path.is_relative_to(folder)]
+    """Return what is mounted below a folder, the innermost first."""
+    paths = [mounted.path for mounted in reversed(mountinfo.mounted())]
+    return [path for path in paths if path.is_relative_to(folder)]

@@ -8,13 +8,13 @@ import socket
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from modelfs.config import RegistryConfig
 from modelfs.doctor import fuse, mount, registry, remains, running, service, store
 from modelfs.doctor.mount import AskStatus
 from modelfs.doctor.outcome import Outcome
 from modelfs.doctor.running import Subject
-from modelfs.mount.mountpoints import Mounted
+from modelfs.mountinfo import Mounted
 from modelfs.store.layout import Layout
+from modelfs.tables import RegistryConfig
 
 __all__ = ["AskStatus", "examine"]
 

@@ -8,14 +8,14 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from modelfs.config import RegistryConfig
 from modelfs.doctor.outcome import Outcome, failed, ok, warning
 from modelfs.doctor.running import Steps
 from modelfs.errors import AccessDenied, ModelfsError, NotFound
 from modelfs.names import is_plain_name
 from modelfs.registry.objects import ObjectInfo
-from modelfs.registry.s3_clients import S3Settings
 from modelfs.registry.s3_probe import S3Probe, code_of
+from modelfs.registry.s3_settings import S3Settings
+from modelfs.tables import RegistryConfig
 
 REQUEST_LIMIT_S = 9.0  # a third of it is one wait on a socket
 PROBE_BYTES = 1024

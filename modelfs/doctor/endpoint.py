@@ -11,12 +11,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from modelfs.config import RegistryConfig
 from modelfs.doctor.outcome import Outcome, failed, ok, warning
 from modelfs.doctor.running import Steps
 from modelfs.registry.credentials import CredentialsFile
-from modelfs.registry.s3_clients import S3Clients, S3Settings, is_loopback
+from modelfs.registry.s3_clients import S3Clients, is_loopback
+from modelfs.registry.s3_settings import S3Settings
 from modelfs.registry.wire import address, wrong_scheme
+from modelfs.tables import RegistryConfig
 
 LIMIT_S = 5.0
 EXPIRY_WARNING_DAYS = 30

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from modelfs import mountinfo
 from modelfs.doctor.outcome import Outcome, failed, ok, warning
 from modelfs.doctor.running import Steps
 from modelfs.mount import mountpoints
-from modelfs.mount.mountpoints import Mounted
+from modelfs.mountinfo import Mounted
 
 DEVICE = Path("/dev/fuse")
 CONF = Path("/etc/fuse.conf")
@@ -23,7 +24,7 @@ def examine(is_known: Callable[[Mounted], bool], step: Steps) -> None:
     step("fusermount3", _tool)
     if os.geteuid() != 0:
         step("fuse.conf", _conf)
-    for mounted in mountpoints.mounted():
+    for mounted in mountinfo.mounted():
         if mounted.is_ours and not is_known(mounted):
             step("dead mounts", partial(_dead, mounted))
 
@@ -64,7 +65,7 @@ def _conf() -> Outcome:
 def _dead(mounted: Mounted) -> Outcome | None:
     if not mountpoints.is_dead(mounted.path):
         return None
-    name = mounted.source.removeprefix("modelfs:")
+    name = mounted.registry
     return failed(
         "dead mounts",
         f"{mounted.path}: the daemon of {name} is gone",

@@ -7,13 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from modelfs import __version__
-from modelfs.config import RegistryConfig
+from modelfs import __version__, mountinfo
 from modelfs.doctor.outcome import Outcome, failed, ok, warning
 from modelfs.doctor.running import Steps
 from modelfs.errors import ModelfsError, MountError
 from modelfs.mount import mountpoints
-from modelfs.mount.mountpoints import Mounted
+from modelfs.mountinfo import Mounted
+from modelfs.tables import RegistryConfig
 from modelfs.wording import age_text, count_text, size_text
 
 NAMED_MAX = 3
@@ -25,7 +25,7 @@ AskStatus = Callable[[str, Path], Status]
 
 def examine(config: RegistryConfig, ask: AskStatus, step: Steps) -> None:
     """Check each mount of a registry on this node, or where it would be mounted."""
-    found = [m for m in mountpoints.mounted() if is_of(config, m)]
+    found = [m for m in mountinfo.mounted() if is_of(config, m)]
     if not found:
         step("mount", partial(_absent, config))
     for mounted in found:
@@ -35,7 +35,7 @@ def examine(config: RegistryConfig, ask: AskStatus, step: Steps) -> None:
 def is_of(config: RegistryConfig, mounted: Mounted) -> bool:
     """Tell whether a mount is the registry's: at its mountpoint; anywhere where it has none."""
     is_there = config.mountpoint in (None, mounted.path)
-    return is_there and mounted.is_ours and mounted.source == f"modelfs:{config.name}"
+    return is_there and mounted.is_ours and mounted.registry == config.name
 
 
 def _absent(config: RegistryConfig) -> Outcome:

@@ -3,13 +3,13 @@
 import socket
 from contextlib import closing
 
-from modelfs.config import RegistryConfig
 from modelfs.doctor import endpoint, uploads
 from modelfs.doctor.bucket import SLOW, Rights, probe_of
 from modelfs.doctor.outcome import Outcome, failed, ok
 from modelfs.doctor.running import Steps
 from modelfs.errors import ModelfsError
 from modelfs.registry.s3_probe import S3Probe
+from modelfs.tables import RegistryConfig
 
 
 def examine(config: RegistryConfig, step: Steps) -> None:

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from modelfs.config import RegistryConfig
+from modelfs.children import run_bounded
 from modelfs.doctor.outcome import Outcome, ok, warning
 from modelfs.doctor.running import Steps
-from modelfs.mount.mountpoints import run_bounded
+from modelfs.mountinfo import FILESYSTEM, SOURCE
+from modelfs.tables import RegistryConfig
 
 SYSTEMD = Path("/run/systemd/system")  # there where systemd runs (sd_booted(3))
 FSTAB = Path("/etc/fstab")
-SOURCE = "modelfs:"  # before a registry's name, where the kernel tells what is mounted
 LIMIT_S = 5.0
 
 
@@ -55,7 +55,7 @@ def _is_in_fstab(config: RegistryConfig) -> bool:
         return False
     fields = [line.split() for line in lines if not line.lstrip().startswith("#")]
     return any(
-        words[0].removeprefix(SOURCE) == config.name and words[2] in ("modelfs", "fuse.modelfs")
+        words[0].removeprefix(SOURCE) == config.name and words[2] in ("modelfs", FILESYSTEM)
         for words in fields
         if len(words) > 2
     )

@@ -7,11 +7,12 @@ import uuid
 from functools import partial
 from pathlib import Path
 
-from modelfs.config import DEFAULT_STORES, RegistryConfig
+from modelfs import mountinfo
 from modelfs.doctor.outcome import Outcome, failed, ok, warning
 from modelfs.doctor.running import Steps
 from modelfs.mount import mountpoints
 from modelfs.store.layout import Layout, free_bytes, quotas, remove_tree
+from modelfs.tables import DEFAULT_STORES, RegistryConfig
 from modelfs.wording import size_text
 
 TRIAL = ".modelfs-doctor-"
@@ -37,7 +38,7 @@ def _place(config: RegistryConfig, layout: Layout) -> Outcome:
     is_default = config.store == DEFAULT_STORES / config.name
     mountpoints.check_store(config.store, config.store_filesystem, is_default=is_default)
     existing = _existing(config.store)
-    disk = mountpoints.under(existing.resolve())
+    disk = mountinfo.under(existing.resolve())
     on = f"{disk.filesystem} ({disk.source} at {disk.path})"
     if existing == config.store and layout.models.is_dir():
         layout.check()

@@ -2,11 +2,11 @@
 
 import time
 
-from modelfs.config import RegistryConfig
 from modelfs.doctor.outcome import Outcome, ok, warning
 from modelfs.errors import AccessDenied
 from modelfs.registry.objects import UnfinishedUpload
 from modelfs.registry.s3_probe import S3Probe
+from modelfs.tables import RegistryConfig
 from modelfs.wording import age_text, count_text, size_text
 
 ORPHAN_AGE_S = 86400.0  # an upload that moves is over by then

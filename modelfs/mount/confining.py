@@ -7,8 +7,8 @@ namespaces themselves are seen by everyone, as those of homes in /home.
 from collections.abc import Callable
 from typing import Any
 
-from modelfs.config import RegistryConfig
 from modelfs.store.sources import Caller
+from modelfs.tables import RegistryConfig
 
 NAMING = ("path", "version", "model", "key")  # what holds the name of a model or of more of it
 

@@ -9,7 +9,6 @@ import os
 import time
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -18,6 +17,7 @@ from modelfs.errors import NotFound
 from modelfs.mount.confining import confined, namespaces_seen, sees_all
 from modelfs.mount.handles import TextHandle
 from modelfs.mount.metrics import metrics
+from modelfs.mount.status import status
 from modelfs.mount.tree import Attributes, Folder, Maker, Node, Opened, Services, Tree
 from modelfs.mount.uploading import UPLOAD_SCRIPT, UploadScript
 from modelfs.names import ModelId, VersionId
@@ -111,7 +111,7 @@ class VersionsControl(ControlFolder):
         self.model = model
 
     async def names(self) -> list[str]:
-        shelf = await self.services.library.shelf(self.model)
+        shelf = await self.services.library.shelves.of(self.model)
         names = [f"{name}.json" for name in shelf.ready | shelf.pending]
         return sorted([*names, *(f"{name}.sha256" for name in shelf.ready)])
 
@@ -155,7 +155,7 @@ class StatusFile(ControlFile):
         if write or sees_all(caller, services.uid):
             return await self.open(write=write, truncate=truncate)
         may_see = namespaces_seen(services.config, caller, services.uid, services.gid)
-        content = confined(await status(services), may_see)
+        content = confined(status(services), may_see)
         return Opened(TextHandle(_as_json(content)), is_direct=True)
 
 
@@ -172,7 +172,7 @@ async def _readme(services: Services) -> bytes:
 
 
 async def _status(services: Services) -> bytes:
-    return _as_json(await status(services))
+    return _as_json(status(services))
 
 
 def _as_json(content: dict[str, Any]) -> bytes:
@@ -180,126 +180,6 @@ def _as_json(content: dict[str, Any]) -> bytes:
 
 
 _ROOT_FILES = {"README": _readme, "metrics": metrics, STATUS: _status}
-
-
-async def status(services: Services) -> dict[str, Any]:
-    """Return what status.json shows; no request is made for it."""
-    config, registry = services.config, services.registry
-    reachability = registry.reachability
-    return {
-        "registry": config.name,
-        "endpoint": config.endpoint,
-        "bucket": config.bucket,
-        "prefix": config.prefix,
-        "mountpoint": str(services.mountpoint),
-        "pid": os.getpid(),
-        "modelfs": __version__,
-        "started_ns": services.started_ns,
-        "now_ns": time.time_ns(),
-        "configuration": asdict(services.reloaded),
-        "reachable": reachability.reachable,
-        "reachable_since_ns": reachability.since_ns,
-        "reachable_error": reachability.error,
-        "requests": dict(registry.store.requests()),
-        "traffic": _traffic(services),
-        "cache": asdict(services.cache.statistics()),
-        "staged": asdict(services.staging.statistics()),
-        "warming": asdict(services.warmer.statistics()),
-        "read_ahead": asdict(services.prefetcher.statistics()),
-        "store": _store(services),
-        "uploads": _uploads(services),
-        "unfinished_uploads": [asdict(upload) for upload in services.writeback.uploader.unfinished],
-        "conflicts": [
-            {
-                "path": f"{conflict.model}/main/{conflict.name}",
-                "kept_as": conflict.kept_as,
-                "time_ns": conflict.time_ns,
-            }
-            for conflict in services.writeback.uploader.newest_conflicts
-        ],
-        "freezes": _freezes(services),
-        "versions": {
-            "ready": services.library.census.ready_versions,
-            "failed": {str(version): why for version, why in services.library.failed.items()},
-            "mounted": len(services.native.mounted),
-        },
-        "damaged": [
-            {"version": str(version), "error": reason}
-            for version, reason in services.library.damaged.items()
-        ],
-        "hidden_keys": [
-            {"key": repr(key)[1:-1], "reason": reason}
-            for key, reason in registry.hidden_keys().items()
-        ],
-        "counters": {
-            "fetched_parts": services.fetcher.fetched_parts,
-            "uploaded_files": services.writeback.uploaded_files,
-            "conflicts": services.writeback.uploader.conflicts,
-            "bugs": services.bugs,
-            "failed_tasks": services.background.failures,
-        },
-    }
-
-
-def _traffic(services: Services) -> dict[str, int]:
-    """Return bytes since the start."""
-    requests, uploads = services.requests, services.writeback.statistics()
-    return {
-        "fetched_bytes": services.fetcher.progress.bytes,
-        "uploaded_bytes": uploads.sent_bytes,
-        "served_bytes": requests.served_bytes,
-        "written_bytes": requests.written_bytes,
-        "open_files": requests.open_files,
-    }
-
-
-def _store(services: Services) -> dict[str, Any]:
-    state = services.health.state
-    return {
-        "path": str(services.config.store),
-        "answers": state.error is None,
-        "since_ns": state.since_ns,
-        "error": state.error,
-        "free_bytes": state.free_bytes,
-        "total_bytes": state.total_bytes,
-    }
-
-
-def _freezes(services: Services) -> list[dict[str, Any]]:
-    return [
-        {
-            "version": str(freeze.manifest.id),
-            "state": str(freeze.state),
-            "done_bytes": freeze.done_bytes,
-            "total_bytes": freeze.manifest.size,
-            "error": freeze.error or services.health.state.error,
-        }
-        for freeze in services.library.running()
-    ]
-
-
-def _uploads(services: Services) -> list[dict[str, Any]]:
-    waiting = services.writeback.waiting()
-    found = [
-        {
-            "path": f"{staged.model}/main/{staged.name}",
-            "bytes": staged.size,
-            "state": "waiting" if staged.error else "uploading",
-            "since_ns": services.writeback.waiting_since_ns(staged),
-            "error": staged.error,
-        }
-        for staged in waiting
-    ]
-    for staged in services.staging.aside:
-        found.append(
-            {
-                "path": f"{staged.model}/main/{staged.name}",
-                "bytes": staged.size,
-                "state": "aside",
-                "error": f"not closed before a crash; the bytes are in {staged.path}",
-            }
-        )
-    return found
 
 
 async def _alias_log(services: Services, model: ModelId) -> bytes:

@@ -17,7 +17,8 @@ import trio
 
 from modelfs.errors import InvalidName, ModelfsError, NameTooLong, NotFound, NotPermitted
 from modelfs.mount import failures
-from modelfs.mount.tree import Attributes, Change, Folder, Handle, Maker, Node, Opened, Tree
+from modelfs.mount.opentable import OpenTable
+from modelfs.mount.tree import Attributes, Change, Node, Opened, Tree
 from modelfs.names import NAME_MAX_BYTES
 from modelfs.store.layout import free_bytes
 from modelfs.store.sources import Caller
@@ -31,13 +32,6 @@ XATTR_PREFIX = "user.modelfs."
 BLOCK_BYTES = 512  # the unit of st_blocks
 PREFERRED_BYTES = 1 << 20  # st_blksize: how much cp and cat ask for at once
 DEADLINE_GRACE_S = 5.0  # a handler's own limits end first; this one only bounds bugs
-
-# What the first arguments of a handler are, where they are not an inode.
-_BY_HANDLE = frozenset({"read", "write", "flush", "fsync", "release"})
-_BY_OPEN_FOLDER = frozenset({"readdir", "releasedir", "fsyncdir"})
-_IN_FOLDER = frozenset(
-    {"lookup", "mkdir", "mknod", "rmdir", "unlink", "symlink", "rename", "create"}
-)
 
 
 def handler(
@@ -74,14 +68,6 @@ def handler(
     return wrap
 
 
-class _OpenFolder:
-    """A folder being read: its names as they were when reading began."""
-
-    def __init__(self, folder: Folder) -> None:
-        self.folder = folder
-        self.entries: list[tuple[str, Maker]] | None = None
-
-
 class Operations(pyfuse3.Operations):
     """The kernel's requests, answered by the tree."""
 
@@ -96,10 +82,7 @@ class Operations(pyfuse3.Operations):
         self.requests = tree.services.requests
         self.set_timeout(tree.services.config.timeout_s)
         self.answered = 0  # requests, so that a busy mount is told from one that hangs
-        self._handles: dict[int, Handle] = {}
-        self._opened_nodes: dict[int, Node] = {}  # of the handles, for the log
-        self._folders: dict[int, _OpenFolder] = {}
-        self._next_handle = 1
+        self._open = OpenTable()
 
     def _errno_of(self, name: str, args: Sequence[Any], error: Exception) -> int:
         """Return the errno of what a handler has raised; the log says what is no daily matter."""
@@ -107,19 +90,8 @@ class Operations(pyfuse3.Operations):
             return int(error.errno)
         if not isinstance(error, ModelfsError | OSError | trio.TooSlowError):
             self.tree.services.bugs += 1
-        return failures.log_failure(name, self._place(name, args), error, self.deadline_s)
-
-    def _place(self, name: str, args: Sequence[Any]) -> str:
-        """Return the path, from the root of the mount, that a request is about."""
-        node: Node | None = None
-        if name in _BY_HANDLE:
-            node = self._opened_nodes.get(args[0])
-        elif name in _BY_OPEN_FOLDER:
-            node = opened.folder if (opened := self._folders.get(args[0])) else None
-        elif name != "statfs":
-            node = self.tree.get(args[0])
-        names = [os.fsdecode(args[1])] if name in _IN_FOLDER else []
-        return "/".join([*(node.path_names if node else ["?"]), *names])
+        place = self._open.place(self.tree, name, args)
+        return failures.log_failure(name, place, error, self.deadline_s)
 
     def set_timeout(self, timeout_s: float) -> None:
         """Let the registry be silent for so long from now on."""
@@ -232,25 +204,18 @@ class Operations(pyfuse3.Operations):
 
     @handler(is_bounded=True)
     async def opendir(self, inode: int, ctx: Any) -> int:
-        return self._number(self._folders, _OpenFolder(self.tree.folder(inode)))
-
-    def _number(self, table: dict[int, Any], value: object) -> int:
-        number = self._next_handle
-        self._next_handle += 1
-        table[number] = value
-        return number
+        return self._open.add_folder(self.tree.folder(inode))
 
     @handler(is_bounded=True)
     async def readdir(self, fh: int, start: int, token: Any) -> None:
-        opened = self._folders[fh]
-        if opened.entries is None or start == 0:
-            opened.entries = await opened.folder.entries()
+        opened = self._open.folder(fh)
+        entries = await opened.entries_from(start)
         dots = [(b".", opened.folder), (b"..", opened.folder.parent or opened.folder)]
         for index, (dot, folder) in enumerate(dots[start:], start):
             if not pyfuse3.readdir_reply(token, dot, _convert(folder.attributes()), index + 1):
                 return
         first = max(0, start - len(dots))
-        for index, (name, make) in enumerate(opened.entries[first:], first):
+        for index, (name, make) in enumerate(entries[first:], first):
             node = make()
             if node is None:
                 continue
@@ -263,7 +228,7 @@ class Operations(pyfuse3.Operations):
 
     @handler(is_bounded=True)
     async def releasedir(self, fh: int) -> None:
-        del self._folders[fh]
+        self._open.close_folder(fh)
 
     @handler(is_bounded=True)
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
@@ -288,8 +253,7 @@ class Operations(pyfuse3.Operations):
         return self._opened(opened, node), self._shown(node)
 
     def _opened(self, opened: Opened, node: Node) -> pyfuse3.FileInfo:
-        number = self._number(self._handles, opened.handle)
-        self._opened_nodes[number] = node
+        number = self._open.add_file(opened.handle, node)
         self.requests.open_files += 1
         return pyfuse3.FileInfo(
             fh=number,
@@ -299,31 +263,31 @@ class Operations(pyfuse3.Operations):
 
     @handler(is_bounded=False)
     async def read(self, fh: int, offset: int, size: int) -> bytes:
-        data = await self._handles[fh].read(offset, size)
+        data = await self._open.file(fh).read(offset, size)
         self.requests.served_bytes += len(data)
         return data  # type: ignore[return-value]  # any buffer
 
     @handler(is_bounded=False)
     async def write(self, fh: int, offset: int, data: bytes) -> int:
-        count = await self._handles[fh].write(offset, data)
+        count = await self._open.file(fh).write(offset, data)
         self.requests.written_bytes += count
         return count
 
     @handler(is_bounded=False)
     async def flush(self, fh: int) -> None:
-        await self._handles[fh].flush()
+        await self._open.file(fh).flush()
 
     @handler(is_bounded=False)
     async def fsync(self, fh: int, datasync: bool) -> None:
-        await self._handles[fh].fsync()
+        await self._open.file(fh).fsync()
 
     @handler(is_bounded=False)
     async def release(self, fh: int) -> None:
         self.requests.open_files -= 1
         try:
-            await self._handles.pop(fh).release()
+            await self._open.file(fh).release()
         finally:
-            del self._opened_nodes[fh]
+            self._open.close_file(fh)
 
     # ----------------------------------------------------------- attributes
 

@@ -166,7 +166,7 @@ class NamespaceFolder(Level):
         self.refuse_change()
         node = await self.lookup(name)
         assert isinstance(node, ModelFolder)
-        if (await self.services.library.shelf(node.model)).has_versions:
+        if (await self.services.library.shelves.of(node.model)).has_versions:
             raise NotEmpty(f"the model {node.model} has versions or aliases")
         if await WorkFolder(self.tree, node, MAIN, node.model).entries():
             raise NotEmpty(f"{node.model}/main is not empty")
@@ -191,7 +191,7 @@ class ModelFolder(Level):
             return (await self._main())()
         if name == CONTROL:
             return self.child(name, control.ModelControl, self.model)
-        shelf = await self.services.library.shelf(self.model)
+        shelf = await self.services.library.shelves.of(self.model)
         if name in shelf.aliases:
             return self.child(name, AliasLink, shelf.aliases[name])
         if name in shelf.ready or name in shelf.pending:
@@ -202,7 +202,7 @@ class ModelFolder(Level):
         raise NotFound(f"{self.model} has no {name}")
 
     async def entries(self) -> list[tuple[str, Maker]]:
-        shelf = await self.services.library.shelf(self.model)
+        shelf = await self.services.library.shelves.of(self.model)
         found: list[tuple[str, Maker]] = [
             (MAIN, await self._main()),
             *(
@@ -225,12 +225,12 @@ class ModelFolder(Level):
         return partial(self.child, MAIN, SourceLink, main_link(source))
 
     async def mkdir(self, name: str, caller: Caller) -> Node:
-        """Freeze the model; see DESIGN 6 for the order of the checks."""
+        """Freeze the model as it is in the registry now."""
         self.refuse_change()
         if name in RESERVED:
             raise AlreadyExists(f"{name} is reserved")
         version = VersionId(self.model, check_version_name(name))
-        await self.services.library.freeze(version, caller)
+        await self.services.library.freezes.begin(version, caller)
         view = await self.services.library.view(version)
         return self.child(name, VersionFolder, version, "", view)
 
@@ -280,7 +280,7 @@ class ModelFolder(Level):
             raise CrossDevice("an alias stays with its model")
         if new_name in RESERVED or is_version_name(new_name):
             raise InvalidName(f"{new_name!r} cannot be an alias")
-        if not replace and new_name in (await self.services.library.shelf(self.model)).aliases:
+        if not replace and new_name in (await self.services.library.shelves.of(self.model)).aliases:
             raise AlreadyExists(f"the alias {new_name} exists")
         await self.services.library.rename_alias(self.model, name, new_name, caller.uid)
         self.tree.move(node, self, new_name)
@@ -376,7 +376,7 @@ class AliasLink(Link):
     """An alias of a model, `latest` among them: it points at a version."""
 
     async def readlink(self) -> str:
-        shelf = await self.services.library.shelf(self.model)
+        shelf = await self.services.library.shelves.of(self.model)
         if self.name not in shelf.aliases:
             raise NotFound(f"there is no alias {self.name}")
         return shelf.aliases[self.name]
@@ -386,7 +386,7 @@ class SourceLink(Link):
     """The `main` of a model that has another's: what is done below it is done to the other."""
 
     async def readlink(self) -> str:
-        shelf = await self.services.library.shelf(self.model)
+        shelf = await self.services.library.shelves.of(self.model)
         if shelf.source is None:  # on ESTALE the kernel looks main up anew, and finds a folder
             raise Stale(f"{self.model} has a main/ of its own now")
         return main_link(shelf.source)

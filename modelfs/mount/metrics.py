@@ -218,7 +218,7 @@ class _Families:
 
     def _versions(self) -> Iterator[Metric]:
         library = self._services.library
-        freezes = [f for f in library.running() if f.state is State.DOWNLOADING]
+        freezes = [f for f in library.freezes if f.state is State.DOWNLOADING]
         states = dict.fromkeys([("running",), ("waiting",)], 0)
         for freeze in freezes:
             states[self._state_of(freeze),] += 1
@@ -227,8 +227,8 @@ class _Families:
         left = sum(freeze.manifest.size - freeze.done_bytes for freeze in freezes)
         yield self._gauge("freeze_left_bytes", "What they have yet to bring.", left)
         counts = {
-            ("ready",): library.census.ready_versions,
-            ("failed",): len(library.failed),
+            ("ready",): library.shelves.census.ready_versions,
+            ("failed",): len(library.freezes.failed),
             ("damaged",): len(library.damaged),
         }
         text = "Versions in the store; damaged ones are ready, and differ from their manifests."

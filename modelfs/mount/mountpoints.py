@@ -1,68 +1,26 @@
-"""Where a mount may be made, and what lies under the store: read from /proc/self/mountinfo."""
+"""Where a mount may be made, what lies under the store, and the kernel's knobs of a mount."""
 
 import errno
 import logging
 import os
-import re
-import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
+from modelfs.children import run_bounded
 from modelfs.errors import MountError, StoreError
+from modelfs.mountinfo import FILESYSTEM, Mounted, at, under
 
 log = logging.getLogger(__name__)
 
-FILESYSTEM = "fuse.modelfs"
 PROBE_LIMIT_S = 5.0
 BACKGROUND_REQUESTS = 64  # of read-ahead, over all readers; the kernel's 12 are one reader's
 READ_AHEAD_KIB = 1024  # with 1 MiB requests pyfuse3 reads twice as fast as with 128 KiB
 
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
-_MOUNTINFO = Path("/proc/self/mountinfo")
 _HINTS = {
     errno.ENOENT: "make it with mkdir -p {}",
     errno.ENOTDIR: "name a folder, not a file",
     errno.EACCES: "let this user read it, or mount as its owner",
 }
-_OCTAL = re.compile(r"\\([0-7]{3})")
-
-
-@dataclass(frozen=True, slots=True)
-class Mounted:
-    """A line of /proc/self/mountinfo."""
-
-    device: str
-    path: Path
-    filesystem: str
-    source: str
-    is_whole: bool = True  # False: a bind mount of a part of it
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether a daemon of modelfs made it."""
-        return self.filesystem == FILESYSTEM and self.is_whole
-
-
-def mounted() -> list[Mounted]:
-    """Return what is mounted, in its order: a later one covers an earlier one."""
-    found = []
-    for line in _MOUNTINFO.read_text().splitlines():
-        left, _, right = line.partition(" - ")
-        fields, kind = left.split(), right.split()
-        path = _OCTAL.sub(lambda match: chr(int(match[1], 8)), fields[4])
-        found.append(Mounted(fields[2], Path(path), kind[0], kind[1], fields[3] == "/"))
-    return found
-
-
-def at(path: Path) -> Mounted | None:
-    """Return what is mounted exactly at `path`."""
-    return next((m for m in reversed(mounted()) if m.path == path), None)
-
-
-def under(path: Path) -> Mounted:
-    """Return the mount that `path` lies on."""
-    candidates = [m for m in mounted() if path == m.path or m.path in path.parents]
-    return max(reversed(candidates), key=lambda m: len(m.path.parts))
 
 
 def prepare(mountpoint: Path) -> None:
@@ -119,37 +77,6 @@ def unmount_lazily(mountpoint: Path) -> None:
             f"{mountpoint}: a dead mount is there and cannot be taken away "
             f"({said.strip()}): try umount -l {mountpoint} as root"
         )
-
-
-def run_bounded(command: list[str], limit_s: float) -> tuple[int | None, str, str]:
-    """Run a command; its status is None where it did not end in time and was left behind.
-
-    What waits for a mount that hangs cannot always be killed, so it is not waited for.
-    """
-    child = subprocess.Popen(
-        command,
-        env={**os.environ, "LC_ALL": "C"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    try:
-        out, err = child.communicate(timeout=limit_s)
-    except subprocess.TimeoutExpired:
-        _leave(child)
-        return None, "", ""
-    return child.returncode, out.decode(errors="replace"), err.decode(errors="replace")
-
-
-def _leave(child: subprocess.Popen[bytes]) -> None:
-    child.kill()
-    for pipe in (child.stdout, child.stderr):
-        if pipe is not None:
-            pipe.close()
-    try:
-        child.wait(timeout=0.5)
-    except subprocess.TimeoutExpired:
-        child.returncode = -9  # it stays behind; init reaps it, and Popen need not warn
 
 
 def check_store(store: Path, filesystems: tuple[str, ...], *, is_default: bool) -> None:

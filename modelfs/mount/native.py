@@ -17,7 +17,7 @@ from pathlib import Path
 import trio
 from cachetools import TTLCache
 
-from modelfs.mount import mountpoints
+from modelfs import mountinfo
 from modelfs.names import VersionId
 from modelfs.store.layout import Layout
 
@@ -105,7 +105,7 @@ class NativeVersions:
             return False
         if version in self._mounted:
             self._looked_at[version] = None
-            if mountpoints.at(self._target(version)) is not None:
+            if mountinfo.at(self._target(version)) is not None:
                 return False
             log.info("%s was unmounted by others", version)
             del self._mounted[version]
@@ -142,7 +142,7 @@ class NativeVersions:
     async def _unmount(self, version: VersionId) -> bool:
         target = self._target(version)
         said = await _command("umount", "--no-canonicalize", str(target))
-        if said is not None and mountpoints.at(target) is not None:
+        if said is not None and mountinfo.at(target) is not None:
             log.debug("%s stays mounted: %s", version, said)
             return False
         self._mounted.pop(version, None)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NoReturn, Protocol, TypeVar
 
 from modelfs.concurrency import Background, Threads
-from modelfs.config import RegistryConfig
 from modelfs.errors import (
     IsAFolder,
     NoData,
@@ -36,6 +35,7 @@ from modelfs.store.sources import Caller
 from modelfs.store.staging import Staging
 from modelfs.store.warming import Warmer
 from modelfs.store.writeback import Writeback
+from modelfs.tables import RegistryConfig
 
 ROOT_INODE = 1
 NAMES_TTL_S = 0.5  # namespaces, models, versions, aliases: other nodes change them

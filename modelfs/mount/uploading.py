@@ -11,7 +11,6 @@ import re
 from functools import partial
 from typing import Any
 
-from modelfs.config import UPLOAD_EXPIRES_MAX_S
 from modelfs.errors import InvalidName, ModelfsError, NotPermitted, ReadOnly
 from modelfs.mount.tree import Attributes, Folder, Node, Opened, Services, Tree
 from modelfs.names import ModelId, check_component
@@ -19,6 +18,7 @@ from modelfs.registry.rights import UploadRights, UploadWish
 from modelfs.store.cuts import UPLOAD_CUT
 from modelfs.store.etags import SINGLE_PUT_MAX
 from modelfs.store.localreads import Buffer
+from modelfs.tables import UPLOAD_EXPIRES_MAX_S
 from modelfs.units import utc_text
 from modelfs.uploadscript import script
 

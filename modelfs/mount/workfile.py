@@ -7,7 +7,6 @@ never mixes the pages of two states.
 
 import re
 import time
-from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -17,8 +16,8 @@ from modelfs.errors import Busy, InvalidName, NotFound, Stale
 from modelfs.mount import moving
 from modelfs.mount.handles import WorkHandle
 from modelfs.mount.tree import Attributes, Change, Folder, Node, Opened, Tree
+from modelfs.mount.workplace import WorkPlace
 from modelfs.names import ModelId
-from modelfs.registry.listing import Folder as ListedFolder
 from modelfs.registry.objects import ObjectId, ObjectInfo
 from modelfs.store.cachedfile import CachedFile
 from modelfs.store.parts import Urgency
@@ -27,38 +26,6 @@ from modelfs.store.stagedfile import Promise, StagedFile
 
 _SHOWN = re.compile(r"\d+/\d+")  # `cached` as getxattr tells it
 OPEN_TTL_S = 0.5  # for how long the kernel believes the attributes of a file that is open
-
-
-class WorkPlace(Folder):
-    """What a file of main/ asks of the folder that it is in."""
-
-    @property
-    @abstractmethod
-    def model(self) -> ModelId:
-        """The model that it belongs to."""
-
-    @property
-    @abstractmethod
-    def path(self) -> str:
-        """Its path below main/, '' of main/ itself."""
-
-    def path_of(self, name: str) -> str:
-        path = self.path
-        return f"{path}/{name}" if path else name
-
-    @abstractmethod
-    async def listed(self) -> ListedFolder:
-        """Return what the registry holds in the folder."""
-
-    def known(self) -> ListedFolder:
-        """Return what memory holds of that, with no request."""
-        return self.services.registry.known_folder(self.model, self.path)
-
-    def beside(self) -> ListedFolder:
-        """Return what of that may be brought ahead: what is staged is here already."""
-        known, staged = self.known(), self.services.staging.in_folder(self.model, self.path)
-        files = {name: info for name, info in known.files.items() if name not in staged}
-        return replace(known, files=files) if staged else known
 
 
 class WorkFile(Node):

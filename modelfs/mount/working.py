@@ -17,7 +17,8 @@ from modelfs.errors import (
 )
 from modelfs.mount import moving
 from modelfs.mount.tree import Attributes, Folder, Maker, Node, Opened, Tree
-from modelfs.mount.workfile import WorkFile, WorkPlace
+from modelfs.mount.workfile import WorkFile
+from modelfs.mount.workplace import WorkPlace
 from modelfs.names import ModelId, check_component
 from modelfs.registry.listing import Folder as ListedFolder
 from modelfs.store.sources import Caller

@@ -1,7 +1,7 @@
 """What is far away: objects, and the ObjectStore that holds them.
 
 An ObjectStore is plain synchronous code, safe to call from several threads at once.
-It makes one request a call, never retries (registry.py does), raises only errors of
+It makes one request a call, never retries (calls.py does), raises only errors of
 modelfs.errors, and takes its time limits from its configuration.
 """
 

@@ -1,5 +1,7 @@
 """ObjectStore on S3: one bucket, plain synchronous Python; any thread may call.
 
+What changes the bucket is here; what only looks is in s3_read.py.
+
 Facts that shaped this file: Ceph's gateway ignores conditions on copy sources, answers
 CompleteMultipartUpload without an ETag, and checks no checksum but Content-MD5. It copies
 an object of any size whole in a moment (it copies references, not bytes), while its
@@ -22,26 +24,22 @@ from modelfs.errors import (
     Stale,
 )
 from modelfs.registry import s3_answers as answers
-from modelfs.registry.bodies import FileBody, md5_of, receive
+from modelfs.registry.bodies import FileBody, md5_of
 from modelfs.registry.objects import (
     ABSENT,
     PART_SIZES,
-    Checksum,
-    ListPage,
     ObjectId,
     ObjectInfo,
     Progress,
-    RequestStatistics,
     UnfinishedUpload,
     UploadedPart,
 )
 from modelfs.registry.rights import UploadRights, UploadWish
-from modelfs.registry.s3_clients import S3Clients, S3Settings, was_answered
+from modelfs.registry.s3_clients import S3Clients, was_answered
+from modelfs.registry.s3_read import PAGE_KEYS, S3Reader
 from modelfs.registry.s3_rights import Granter
+from modelfs.registry.s3_settings import S3Settings
 
-__all__ = ["S3Settings", "S3Store"]
-
-PAGE_KEYS = 1000  # the most that S3 gives
 PARTS_MAX = 10_000
 PARALLEL_COPIES = 4
 COPIED_HEADERS = (
@@ -53,116 +51,15 @@ COPIED_HEADERS = (
 )
 
 
-class S3Store:
+class S3Store(S3Reader):
     """A bucket; see ObjectStore."""
 
-    def __init__(self, settings: S3Settings) -> None:
-        """Read the credentials and make the clients; no request is sent. Raises ConfigError."""
-        self._bucket = settings.bucket
-        self._take(settings, S3Clients(settings))
-
     def _take(self, settings: S3Settings, clients: S3Clients) -> None:
-        self._settings = settings
-        self._clients = clients
-        self._fast, self._slow = clients.fast, clients.slow
-        self._translated = clients.translated
+        super()._take(settings, clients)
         self._granter = Granter(self, clients, settings.bucket)
 
-    def use(self, settings: S3Settings) -> None:
-        """Ask by other settings of the same bucket from now on; blocking. Raises ConfigError.
-
-        Requests under way go on as they began: the connections before are closed when the last
-        one that uses them has ended.
-        """
-        if settings != self._settings:
-            self._take(settings, S3Clients(settings, before=self._clients))
-
-    def close(self) -> None:
-        """Close the connections that are kept; nothing may be asked afterwards."""
-        self._clients.close()
-
-    def requests(self) -> Mapping[str, int]:
-        return self._clients.counts.sent()
-
-    def statistics(self) -> RequestStatistics:
-        return self._clients.statistics()
-
-    # --------------------------------------------------------------- reading
-
-    def list_page(self, prefix: str, *, by_folder: bool, token: str | None = None) -> ListPage:
-        wish: dict[str, Any] = {"Delimiter": "/"} if by_folder else {}
-        if token is not None:
-            wish["ContinuationToken"] = token
-        with self._translated():
-            answer = self._fast.list_objects_v2(
-                Bucket=self._bucket, Prefix=prefix, MaxKeys=PAGE_KEYS, EncodingType="url", **wish
-            )
-            return answers.list_page_of(answer)
-
-    def is_versioned(self) -> bool:
-        with self._translated():
-            answer = self._fast.get_bucket_versioning(Bucket=self._bucket)
-        return answer.get("Status") == "Enabled"
-
-    def list_versions_page(self, prefix: str, *, token: str | None = None) -> ListPage:
-        wish: dict[str, Any] = {}
-        if token is not None:
-            wish["KeyMarker"], _, wish["VersionIdMarker"] = token.rpartition("\0")
-        with self._translated():
-            answer = self._fast.list_object_versions(
-                Bucket=self._bucket, Prefix=prefix, MaxKeys=PAGE_KEYS, EncodingType="url", **wish
-            )
-            return answers.versions_page_of(answer)
-
-    def head(self, key: str) -> ObjectInfo:
-        return self._head(key)[0]
-
-    def _head(self, key: str) -> tuple[ObjectInfo, answers.Answer]:
-        with self._translated(key):
-            answer = self._fast.head_object(Bucket=self._bucket, Key=key)
-            return answers.info_of(key, answer, answer["ContentLength"]), answer
-
-    def checksum(self, object_id: ObjectId, version_id: str | None = None) -> Checksum | None:
-        wish: dict[str, Any] = {"VersionId": version_id} if version_id else {}
-        with self._translated(object_id.key):
-            answer = self._fast.head_object(
-                Bucket=self._bucket,
-                Key=object_id.key,
-                IfMatch=f'"{object_id.etag}"',
-                ChecksumMode="ENABLED",
-                **wish,
-            )
-        if answers.etag_of(answer) != object_id.etag:
-            raise Stale(f"{object_id.key!r} was changed by someone else")
-        return answers.checksum_of(answer)
-
-    def get_range(
-        self,
-        object_id: ObjectId,
-        offset: int,
-        length: int,
-        fd: int,
-        at: int,
-        progress: Progress,
-        version_id: str | None = None,
-    ) -> ObjectInfo:
-        wanted = f"bytes={offset}-{offset + length - 1}"
-        with self._translated(object_id.key):
-            answer, body = self._clients.get(object_id.key, wanted, object_id.etag, version_id)
-            try:
-                info = answers.checked_range(object_id, answer, offset, length)
-                done = receive(body, length, fd, at, progress)
-            finally:
-                body.close()  # a connection that was read to its end is kept, any other dropped
-        if done != length:
-            raise RegistryUnavailable(
-                f"{object_id.key!r}: the registry broke off after {done} of {length} bytes"
-            )
-        return info
-
-    def probe(self) -> None:
-        with self._translated():
-            self._clients.probe.list_objects_v2(Bucket=self._bucket, MaxKeys=1)
+    def upload_rights(self, wish: UploadWish) -> UploadRights:
+        return self._granter.grant(wish)
 
     # --------------------------------------------------------------- writing
 
@@ -309,9 +206,6 @@ class S3Store:
     def abort_upload(self, key: str, upload_id: str) -> None:
         with suppress(NotFound), self._translated(key):
             self._fast.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload_id)
-
-    def upload_rights(self, wish: UploadWish) -> UploadRights:
-        return self._granter.grant(wish)
 
     # --------------------------------------------------------------- copying
 

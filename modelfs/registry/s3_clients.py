@@ -3,7 +3,7 @@
 With s3_get.py, the only file that knows boto3. The clients differ in their time limits: for
 what answers at once, for what may take the registry a while (putting parts together, copying),
 and for the probe; the one for parts signs bodies. They are made in the constructor, because
-making one is not safe in threads; using one is. botocore's own retries are off: registry.py
+making one is not safe in threads; using one is. botocore's own retries are off: calls.py
 retries.
 """
 
@@ -15,10 +15,9 @@ import ssl
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import boto3.session
@@ -47,64 +46,21 @@ from modelfs.errors import (
     RegistryUnavailable,
 )
 from modelfs.registry import s3_answers as answers
-from modelfs.registry.credentials import CredentialsFile, systemd_credentials
+from modelfs.registry.credentials import CredentialsFile
 from modelfs.registry.objects import RequestStatistics
 from modelfs.registry.s3_counts import NO_ANSWER, RequestCounts, outcome_of
 from modelfs.registry.s3_errors import error_of
 from modelfs.registry.s3_get import Body, Getter
+from modelfs.registry.s3_settings import S3Settings
 from modelfs.registry.s3_sign import Signer
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-    from modelfs.config import RegistryConfig
-
-MIB = 1 << 20
 CONNECT_MAX_S = 5.0
 PROBE_CONNECT_S, PROBE_READ_S = 2.0, 3.0
 _BEGUN = "modelfs_begun"  # in botocore's context of one request: monotonic seconds
 _CERTIFICATE = re.compile("certificate|hostname|doesn't match", re.IGNORECASE)
-
-
-@dataclass(frozen=True, slots=True)
-class S3Settings:
-    """Where the bucket is and how it is asked.
-
-    `credentials` is a file in AWS format, else boto3's own chain is used. `addressing` auto
-    means virtual on AWS and path elsewhere. Limits are of one wait on a socket: a third of
-    `timeout_s`, or `slow_timeout_s` for putting parts together and for copies.
-    """
-
-    endpoint: str
-    bucket: str
-    region: str = "us-east-1"
-    credentials: Path | None = None
-    ca_bundle: Path | None = None
-    addressing: Literal["path", "virtual", "auto"] = "path"
-    timeout_s: float = 30.0
-    slow_timeout_s: float = 60.0
-    connections: int = 16
-    copy_limit_bytes: int = 512 * MIB  # larger objects are copied in parts
-    copy_part_bytes: int = 256 * MIB
-
-    @property
-    def verify(self) -> str | None:
-        """Return the CA bundle as botocore takes it; None is its own choice."""
-        return str(self.ca_bundle) if self.ca_bundle else None
-
-    @classmethod
-    def of(cls, config: "RegistryConfig") -> "S3Settings":
-        """Return the settings of a registry of the configuration."""
-        return cls(
-            endpoint=config.endpoint,
-            bucket=config.bucket,
-            region=config.region,
-            credentials=config.credentials or systemd_credentials(),
-            ca_bundle=config.ca_bundle,
-            addressing=config.addressing,
-            timeout_s=config.timeout_s,
-            connections=3 * config.parallel_requests,
-        )
 
 
 class _FileCredentials(Credentials):

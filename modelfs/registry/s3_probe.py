@@ -17,7 +17,7 @@ from typing import Any
 from modelfs.errors import AccessDenied, ModelfsError, NotFound, Stale
 from modelfs.registry.objects import ObjectId, ObjectInfo, UnfinishedUpload
 from modelfs.registry.s3 import S3Store
-from modelfs.registry.s3_clients import S3Settings
+from modelfs.registry.s3_settings import S3Settings
 
 PROBE_NAME = ".modelfs-doctor-"
 SESSION_S = 900  # the least that STS gives

@@ -10,7 +10,6 @@ means that its bytes are never changed, only its name in the cache is taken away
 """
 
 import logging
-import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -25,14 +24,13 @@ from modelfs.registry.objects import ObjectId, ObjectInfo
 from modelfs.store import sidecar
 from modelfs.store.cachedfile import CachedFile
 from modelfs.store.flights import Flight
-from modelfs.store.layout import free_bytes
 from modelfs.store.parts import PartFile
+from modelfs.store.room import Room, victims_of
 from modelfs.store.saving import Saver
 
 log = logging.getLogger(__name__)
 
 SIDECARS_MAX = 200_000  # files known, those without bytes (kept for their mtime) included
-FREE_SPACE_AGE_S = 1.0
 TRIM_PAUSE_S = 0.5  # until what was pinned when room was made may be read to its end
 
 
@@ -73,31 +71,22 @@ class Cache:
         self._background = background
         self._part_size = part_size
         self.max_bytes = max_bytes
-        self._min_free = min_free
+        self._room = Room(folder, disk, min_free)
         self._on_wrong_bytes = on_wrong_bytes
         self._files: OrderedDict[ObjectId, CachedFile] = OrderedDict()
-        self._free_bytes = (0.0, 0)
         self._saver = Saver(folder, disk, background, self._is_current)
-        self._coming_bytes = 0
         self._is_trimming = False
         self.used_bytes = 0
         self._hits = self._misses = self._evicted = self._wrong = 0
 
     def statistics(self) -> CacheStatistics:
-        return CacheStatistics(
-            len(self._files),
-            self.used_bytes,
-            self.max_bytes,
-            self._hits,
-            self._misses,
-            self._evicted,
-            self._wrong,
-        )
+        counts = (self._hits, self._misses, self._evicted, self._wrong)
+        return CacheStatistics(len(self._files), self.used_bytes, self.max_bytes, *counts)
 
     def set_limits(self, max_bytes: int, min_free: Callable[[int], int]) -> None:
         """Take other limits from now on; what is too much now goes soon."""
-        self.max_bytes, self._min_free = max_bytes, min_free
-        self._free_bytes = (0.0, 0)
+        self.max_bytes = max_bytes
+        self._room.set_min_free(min_free)
         self._trim_soon()
 
     def check_invariants(self) -> None:
@@ -219,23 +208,24 @@ class Cache:
         if not file.is_idle:
             raise Busy(f"{object_id.key} is open, or its bytes are just coming")
         await self._drop_whole(file)
-        self._free_bytes = (0.0, 0)
+        self._room.measure_anew()
 
     # ------------------------------------------------- PartOwner, eviction
 
     @asynccontextmanager
     async def room(self, count: int) -> AsyncIterator[None]:
         """Hold room for `count` bytes while they come."""
-        self._coming_bytes += count
-        try:
+        with self._room.held(count):
             await self.make_room()
             yield
-        finally:
-            self._coming_bytes -= count
 
     async def make_room(self, count: int = 0) -> None:
         """Evict until what comes, and `count` bytes more, fit into `max_size` and `min_free`."""
-        while victims := self._victims(self._excess(await self._free()) + count):
+        while True:
+            excess = self._excess(await self._room.free_bytes())
+            victims = victims_of(self._files.values(), excess + count)  # least recently used first
+            if not victims:
+                return
             await self._evict(victims)
 
     def _trim_soon(self) -> None:
@@ -254,44 +244,17 @@ class Cache:
         finally:
             self._is_trimming = False
 
-    async def _free(self) -> tuple[int, int]:
-        now = time.monotonic()
-        if now - self._free_bytes[0] > FREE_SPACE_AGE_S:
-            free, total = await self._disk.run(free_bytes, self._folder)
-            self._free_bytes = (now, free - self._min_free(total))
-        return self._free_bytes  # type: ignore[return-value]
-
     async def limit_exceeded(self) -> str | None:
         """Return which limit is exceeded still when all that may be evicted is gone, if any."""
         await self.make_room()
         if self.used_bytes > self.max_bytes:
             return f"max_size, {self.max_bytes:,} bytes"
-        return "min_free" if (await self._free())[1] < 0 else None
+        return "min_free" if await self._room.free_bytes() < 0 else None
 
-    def _excess(self, free: tuple[float, int]) -> int:
+    def _excess(self, free: int) -> int:
         """Return by how many bytes what is here and what comes are too much; negative: too few."""
-        over_size = self.used_bytes + self._coming_bytes - self.max_bytes
-        return max(over_size, self._coming_bytes - free[1])
-
-    def _victims(self, count: int) -> list[tuple[CachedFile, list[int]]]:
-        """Choose parts of at least `count` bytes, of the least recently used files first."""
-        victims = []
-        for file in self._files.values():
-            if count <= 0:
-                break
-            is_idle = file.is_idle
-            if not file.present or (file.is_sealed and not is_idle):
-                continue
-            parts = []
-            for index in file.present:
-                if count <= 0 and not is_idle:
-                    break
-                if is_idle or index not in file.pins:
-                    parts.append(index)
-                    count -= file.length_of(index)
-            if parts:
-                victims.append((file, parts))
-        return victims
+        coming = self._room.coming_bytes
+        return max(self.used_bytes + coming - self.max_bytes, coming - free)
 
     async def _evict(self, victims: list[tuple[CachedFile, list[int]]]) -> None:
         for file, chosen in victims:  # chosen before others were waited for, so look again
@@ -303,7 +266,7 @@ class Cache:
                 parts = [p for p in chosen if p in file.present and p not in file.pins]
                 self._drop_parts(file, parts)
                 await self._punch(file, parts)
-        self._free_bytes = (0.0, 0)
+        self._room.measure_anew()
 
     async def _drop_whole(self, file: CachedFile) -> None:
         """Drop a file; who checks it just now goes on with what has no name any more."""
@@ -347,15 +310,8 @@ class Cache:
         assert isinstance(file, CachedFile)
         self.used_bytes += file.length_of(index)
         self._trim_soon()
-        measured_at, free = self._free_bytes
-        self._free_bytes = (measured_at, free - file.length_of(index))  # until measured anew
-        file.info = replace(
-            file.info,
-            mtime_ns=info.mtime_ns,
-            md5=info.md5,
-            version_id=info.version_id,
-            etag_parts=info.etag_parts,
-        )
+        self._room.took(file.length_of(index))
+        file.learn(info)
         self._saver.save_soon(file)
         if file.is_complete and file.info.md5 and not file.is_checked:
             file.is_checked = file.is_being_checked = True

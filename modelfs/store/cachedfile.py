@@ -1,6 +1,7 @@
 """A file of the cache: an object's bytes, sealed, checked and recorded or not yet."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import trio
@@ -37,6 +38,16 @@ class CachedFile(PartFile):
             for fd in self._former_fds:
                 close_fd(fd)
             self._former_fds.clear()
+
+    def learn(self, info: ObjectInfo) -> None:
+        """Note what an answer to a GET says of the object, and a listing does not."""
+        self.info = replace(
+            self.info,
+            mtime_ns=info.mtime_ns,
+            md5=info.md5,
+            version_id=info.version_id,
+            etag_parts=info.etag_parts,
+        )
 
     @property
     def is_idle(self) -> bool:

@@ -28,7 +28,6 @@ from pathlib import Path
 import trio
 
 from modelfs.concurrency import Threads, side_by_side
-from modelfs.config import NamespaceConfig
 from modelfs.errors import (
     ModelfsError,
     NotFound,
@@ -47,6 +46,7 @@ from modelfs.store.layout import Layout, close_fd, write_durably
 from modelfs.store.manifest import Entry, Manifest, as_tree
 from modelfs.store.parts import Fetcher, PartFile
 from modelfs.store.pending import Come
+from modelfs.tables import NamespaceConfig
 
 log = logging.getLogger(__name__)
 

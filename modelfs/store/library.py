@@ -1,51 +1,43 @@
 """The versions that this mount knows: views of them, their files, freezes, aliases.
 
-The async front of versions.py (what lies in the store) and freeze.py (what is on its
+The async front of versions.py (what lies in the store) and freezes.py (what is on its
 way). Owned by the trio thread. Manifests of ready versions, which never change, are kept
-in memory up to a bound; what else a folder of the store says is read anew when it is
-older than `SHELF_AGE_S`.
+in memory up to a bound; what else the store says is in shelves.py.
 """
 
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Set
 from contextlib import suppress
 from functools import partial
 
 import trio
-from cachetools import LRUCache, TTLCache
+from cachetools import LRUCache
 
 from modelfs.concurrency import Background, Threads, side_by_side
-from modelfs.config import NamespaceConfig
-from modelfs.errors import Busy, ModelfsError, NoSpace, NotFound, VersionFailed
-from modelfs.names import ModelId, VersionId, check_alias_name, check_version_name
+from modelfs.errors import Busy, ModelfsError, NotFound, VersionFailed
+from modelfs.names import ModelId, VersionId, check_alias_name
 from modelfs.registry.registry import Registry
 from modelfs.store import aliases, pending, publishing, versions, views
 from modelfs.store.cache import Cache
-from modelfs.store.census import Census
-from modelfs.store.freeze import Freeze, FreezeThreads, State
+from modelfs.store.freeze import State
+from modelfs.store.freezes import Freezes
 from modelfs.store.health import StoreHealth
-from modelfs.store.layout import Layout, close_fd, free_bytes
+from modelfs.store.layout import Layout, close_fd
 from modelfs.store.localreads import LocalReads
-from modelfs.store.manifest import (
-    Entry,
-    Manifest,
-    Provenance,
-    pin,
-)
+from modelfs.store.manifest import Entry, Provenance
 from modelfs.store.openfiles import ComingFile, PlainFile, Readable, open_plain
 from modelfs.store.parts import Fetcher
-from modelfs.store.sources import Caller, Sources
+from modelfs.store.shelves import Shelves
+from modelfs.store.sources import Sources
 from modelfs.store.staging import Staging
 from modelfs.store.views import VersionView
+from modelfs.tables import NamespaceConfig
 
 log = logging.getLogger(__name__)
 
 ENTRIES_MAX = 200_000  # manifest entries held in memory over all versions
 VIEWS_AT_ONCE = 8  # manifests of one model that are read side by side
-SHELVES_MAX = 10_000  # models of which the store's folder is held in memory
-SHELF_AGE_S = 0.5  # what another node did is seen within this and NAMES_TTL_S of mount/
 ORPHANS_INTERVAL_S = 10.0  # how often freezes of nodes that died, and damage, are looked for
 
 
@@ -69,34 +61,28 @@ class Library:
         on_served: Callable[[VersionId], None] = lambda version: None,
     ) -> None:
         self.layout = layout
-        self._registry = registry
-        self._staging = staging
         self._cache = cache
         self.fetcher = fetcher
         self.reads = LocalReads(disk)
         self._disk = disk
-        self._freeze_threads = FreezeThreads()
         self._background = background
         self._health = health
-        self._part_size = part_size
-        self._provenance = provenance
-        self._namespace_of = namespace_of
         self._on_served = on_served
-        self._freezes: dict[VersionId, Freeze] = {}
-        self._views: LRUCache[VersionId, VersionView] = LRUCache(
-            ENTRIES_MAX, getsizeof=lambda view: min(ENTRIES_MAX, 1 + len(view.manifest.files))
-        )
-        self._shelves: TTLCache[ModelId, versions.ModelShelf] = TTLCache(SHELVES_MAX, SHELF_AGE_S)
-        self._changes = 0
+        self._views: LRUCache[VersionId, VersionView] = LRUCache(ENTRIES_MAX, _weight)
         self.damaged: dict[VersionId, str] = {}  # as `keep_resuming` last saw it, for status.json
-        self.failed: dict[VersionId, str] = {}  # the same, of freezes that have failed for good
-        self.census = Census(layout, disk, health)
         self.open_files: Counter[VersionId] = Counter()
+        self.shelves = Shelves(layout, disk, health)
         self.sources = Sources(
-            *(layout, registry, staging, disk, background, health),
+            *(layout, registry, staging, disk, background, health, self.shelves),
             namespace_of=namespace_of,
-            shelf=self.shelf,
-            changed=self._changed,
+        )
+        self.freezes = Freezes(
+            *(layout, registry, staging, cache, fetcher, disk, background, health),
+            *(self.shelves, self.sources),
+            part_size=part_size,
+            provenance=provenance,
+            namespace_of=namespace_of,
+            on_served=on_served,
         )
 
     # ---------------------------------------------------------------- views
@@ -113,37 +99,23 @@ class Library:
 
     async def has_model(self, model: ModelId) -> bool:
         """Tell whether the store knows a model."""
-        return not (await self.shelf(model)).is_empty
+        return not (await self.shelves.of(model)).is_empty
 
     async def forget_empty(self, namespace: str) -> None:
         """Let a namespace go whose models are gone."""
         await self._disk.run(publishing.forget_empty, self.layout, namespace)
 
-    async def shelf(self, model: ModelId) -> versions.ModelShelf:
-        """Return the versions and aliases of a model, at most `SHELF_AGE_S` old."""
-        found = self._shelves.get(model)
-        if found is None:
-            changes = self._changes
-            found = await self._disk.run(versions.shelf, self.layout, model)
-            if changes == self._changes:  # else it may be of before the change
-                self._shelves[model] = found
-                self.census.note(model, found)
-        return found
-
-    def running(self) -> list[Freeze]:
-        return list(self._freezes.values())
-
     async def view(self, version: VersionId) -> VersionView:
         """Return a version as it is now; raises NotFound."""
         found = self._views.get(version)
-        shelf = await self.shelf(version.model)
+        shelf = await self.shelves.of(version.model)
         if version.version in shelf.ready:
             if found is None:
                 found = await self._disk.run(views.ready_view, self.layout, version)
                 self._views[version] = found
             return found
         self._views.pop(version, None)
-        freeze = self._freezes.get(version)
+        freeze = self.freezes.get(version)
         if freeze is not None and freeze.state is State.DOWNLOADING:
             return VersionView(
                 freeze.manifest,
@@ -157,8 +129,8 @@ class Library:
         try:
             return await self._disk.run(views.pending_view, self.layout, version)
         except NotFound:  # perhaps another node has made it ready since the shelf was read
-            self._changed(version.model)
-            if version.version not in (await self.shelf(version.model)).ready:
+            self.shelves.changed(version.model)
+            if version.version not in (await self.shelves.of(version.model)).ready:
                 raise
             return await self.view(version)
 
@@ -191,14 +163,14 @@ class Library:
         finished = await self.open_finished(version, entry.path)
         if finished is not None:
             return finished
-        freeze = self._freezes.get(version)
+        freeze = self.freezes.get(version)
         coming = await (freeze.open_coming(entry) if freeze else self._cache.open(entry.object))
         return ComingFile(self, freeze, coming, version, entry.path)
 
     async def open_finished(self, version: VersionId, path: str) -> PlainFile | None:
         """Open a file of a version where all of it is here and checked, else return None."""
-        freeze = self._freezes.get(version)
-        is_ready = version.version in (await self.shelf(version.model)).ready
+        freeze = self.freezes.get(version)
+        is_ready = version.version in (await self.shelves.of(version.model)).ready
         if not is_ready and (freeze is None or path not in freeze.done):
             return None
         folders = [self.layout.pending(version) / "files"] if not is_ready else []
@@ -214,119 +186,7 @@ class Library:
             f"{version} lacks {path}, in quarantine: modelfs verify {version} brings it"
         )
 
-    # -------------------------------------------------------------- freezes
-
-    async def freeze(self, version: VersionId, caller: Caller) -> None:
-        """Pin the model's listing and begin to bring it; see DESIGN for the order of checks."""
-        check_version_name(version.version)
-        await self._disk.run(self._health.check_now)
-        await self._disk.run(versions.check_unused, self.layout, version)
-        self._check_idle((await self.shelf(version.model)).source or version.model)
-        manifest = await self._pin(version, caller)
-        unchanged = await self._disk.run(pending.unchanged_files, self.layout, manifest)
-        needed = await self._check_space(manifest, unchanged)
-        namespace = self._namespace_of(version.model.namespace)
-        await self._disk.run(
-            publishing.make_namespace, self.layout, version.model.namespace, namespace
-        )
-        lock_fd = await self._disk.run(pending.claim, self.layout, manifest, needed)
-        self._start(manifest, lock_fd, unchanged)
-
-    async def _pin(self, version: VersionId, caller: Caller) -> Manifest:
-        origin, listing = await self.sources.list_afresh(version.model, caller)
-        self._check_idle(origin)
-        return pin(
-            *(version, origin, listing, self._provenance),
-            pinned_ns=time.time_ns(),
-            uid=caller.uid,
-        )
-
-    def _check_idle(self, model: ModelId) -> None:
-        writing = [s for s in self._staging.below(model, "") if s.is_dirty]
-        if writing:
-            raise Busy(f"{writing[0].name} is being written, or waits for its upload")
-
-    async def _check_space(self, manifest: Manifest, here: pending.Unchanged) -> int:
-        """Return how many bytes must be fetched; raises NoSpace where they do not fit.
-
-        What the freezes under way will still write is counted as used.
-        """
-        needed = sum(
-            entry.size
-            for entry in manifest.files
-            if entry.object.id not in here and not self._cache.complete_file(entry.object.id)
-        )
-        free, _ = await self._disk.run(free_bytes, self.layout.models)
-        reserved = await self._disk.run(pending.reserved_bytes, self.layout)
-        if needed and needed > free - reserved:
-            raise NoSpace(
-                f"{manifest.id} needs {needed} bytes more, the store {self.layout.root} "
-                f"has {free} free, {reserved} of them promised to other freezes"
-            )
-        return needed
-
-    def _start(
-        self, manifest: Manifest, lock_fd: int, unchanged: pending.Unchanged | None = None
-    ) -> None:
-        freeze = Freeze(
-            manifest,
-            self.layout,
-            lock_fd,
-            registry=self._registry,
-            fetcher=self.fetcher,
-            cache=self._cache,
-            disk=self._disk,
-            threads=self._freeze_threads,
-            part_size=self._part_size,
-            namespace=self._namespace_of(manifest.namespace),
-            unchanged=unchanged,
-        )
-        self._freezes[manifest.id] = freeze
-        self._changed(manifest.id.model)
-        self._background.start_soon(self._run, freeze, name=f"freeze {manifest.id}")
-
-    async def _run(self, freeze: Freeze) -> None:
-        try:
-            await freeze.run(lambda manifest: self._changed(manifest.id.model))
-        except Exception:
-            log.exception("the freeze of %s ended by a bug", freeze.manifest.id)
-            await freeze.fail("a bug of modelfs: see the log")
-        self._changed(freeze.manifest.id.model)
-        if freeze.state is State.READY or not freeze.is_ours:
-            self._freezes.pop(freeze.manifest.id, None)
-        if freeze.state is State.READY:
-            self._on_served(freeze.manifest.id)  # `latest` points at it
-            with suppress(ModelfsError, OSError):
-                await self.shelf(freeze.manifest.id.model)  # so that it is counted
-
-    async def resume(self) -> None:
-        """Go on with freezes that nobody works on: at start, and when another node died."""
-        failed: dict[VersionId, str] = {}
-        for version in await self._disk.run(views.pending_versions, self.layout):
-            ours = self._freezes.get(version)
-            if ours is not None and ours.state is State.DOWNLOADING:
-                continue
-            lock_fd = await self._disk.run(pending.take_over, self.layout, version)
-            if lock_fd is None:
-                continue
-            try:
-                view = await self._disk.run(views.pending_view, self.layout, version)
-                is_ready = await self._disk.run(self.layout.version(version).is_dir)
-            except ModelfsError as error:
-                log.error("%s", error)
-                close_fd(lock_fd)
-                continue
-            if is_ready:
-                namespace = self._namespace_of(version.model.namespace)
-                await self._disk.run(publishing.finish_publish, self.layout, version, namespace)
-            if view.state is State.FAILED and not is_ready:
-                failed[version] = view.error or ""
-            if is_ready or view.state is State.FAILED:
-                close_fd(lock_fd)
-            else:
-                log.info("going on with the freeze of %s", version)
-                self._start(view.manifest, lock_fd)
-        self.failed = failed
+    # ---------------------------------------------------- freezes, removal
 
     async def keep_resuming(self) -> None:
         """Look for freezes of nodes that died, and for damage that was found; runs for ever."""
@@ -335,7 +195,7 @@ class Library:
             try:
                 self._health.check()
                 self.damaged = await self._disk.run(versions.damaged, self.layout)
-                await self.resume()
+                await self.freezes.resume()
                 if not is_swept:
                     await self._sweep_all()
                     is_swept = True
@@ -366,12 +226,7 @@ class Library:
             sweep = (self._disk.run, publishing.sweep, self.layout, version.model)
             self._background.start_soon(*sweep, name=f"sweep {version}")
         elif version.version in shelf.pending:
-            freeze = self._freezes.get(version)
-            if freeze is not None:
-                freeze.scope.cancel()
-                await freeze.over.wait()
-                self._freezes.pop(version, None)  # it is gone where it became ready just now
-                self._changed(version.model)
+            if await self.freezes.stop(version):
                 await self.remove(version)
                 return
             lock_fd = await self._disk.run(pending.take_over, self.layout, version)
@@ -386,7 +241,7 @@ class Library:
                 close_fd(lock_fd)
         else:
             raise NotFound(f"there is no version {version}")
-        self._changed(version.model)
+        self.shelves.changed(version.model)
 
     # -------------------------------------------------------------- aliases
 
@@ -398,13 +253,13 @@ class Library:
     async def _change(self, model: ModelId, change: Callable[..., None], *args: str | int) -> None:
         await self._disk.run(self._health.check_now)
         await self._disk.run(change, self.layout, model, *args)
-        self._changed(model)
+        self.shelves.changed(model)
 
     async def announce_served(self, announce: Callable[[VersionId], None]) -> None:
         """Name every version that an alias points at, those first that a person pointed at."""
         newest = []
         for model in await self._disk.run(versions.all_models, self.layout):
-            shelf = await self.shelf(model)
+            shelf = await self.shelves.of(model)
             for name in shelf.chosen:
                 announce(VersionId(model, name))
             if shelf.latest is not None:
@@ -416,16 +271,12 @@ class Library:
         check_alias_name(old)
         check_alias_name(new)
         await self._change(model, aliases.rename_alias, old, new, uid)
-        if (target := (await self.shelf(model)).aliases.get(new)) is not None:
+        if (target := (await self.shelves.of(model)).aliases.get(new)) is not None:
             self._on_served(VersionId(model, target))
 
     async def remove_alias(self, model: ModelId, alias: str, uid: int) -> None:
         check_alias_name(alias)
         await self._change(model, aliases.remove_alias, alias, uid)
-
-    def _changed(self, model: ModelId) -> None:
-        self._changes += 1
-        self._shelves.pop(model, None)
 
     def opened(self, version: VersionId) -> None:
         self.open_files[version] += 1
@@ -434,3 +285,7 @@ class Library:
         self.open_files[version] -= 1
         if not self.open_files[version]:
             del self.open_files[version]
+
+
+def _weight(view: VersionView) -> int:
+    return min(ENTRIES_MAX, 1 + len(view.manifest.files))

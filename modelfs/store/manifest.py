@@ -130,6 +130,15 @@ class Manifest:
         ).encode()
 
 
+def _entry(path: str, info: ObjectInfo) -> Entry:
+    return Entry(
+        *(path, info.id.key, info.id.etag, info.size, info.modified_ns),
+        md5=info.md5,
+        version_id=info.version_id,
+        checksum=info.checksum,
+    )
+
+
 def pin(
     version: VersionId,
     origin: ModelId,
@@ -149,15 +158,7 @@ def pin(
             f"{origin} has {len(listing.hidden)} hidden keys, as {key!r} ({reason}): "
             "a version is the whole model or it is not made"
         )
-    files = tuple(
-        Entry(
-            *(path, i.id.key, i.id.etag, i.size, i.modified_ns),
-            md5=i.md5,
-            version_id=i.version_id,
-            checksum=i.checksum,
-        )
-        for path, i in sorted(listing.walk())
-    )
+    files = tuple(_entry(path, info) for path, info in sorted(listing.walk()))
     if not files:
         raise NoData(f"{origin} has no file in main/")
     return Manifest(

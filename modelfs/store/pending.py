@@ -13,7 +13,6 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from modelfs.config import NamespaceConfig
 from modelfs.errors import AlreadyExists, ModelfsError
 from modelfs.names import VersionId, parse_model
 from modelfs.registry.objects import ObjectId
@@ -30,6 +29,7 @@ from modelfs.store.layout import (
     write_durably,
 )
 from modelfs.store.manifest import Entry, Manifest, folders_of
+from modelfs.tables import NamespaceConfig
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from modelfs.config import NamespaceConfig
 from modelfs.errors import Busy, NotFound
 from modelfs.names import LATEST, MAIN, ModelId, VersionId
 from modelfs.store.aliases import follow_latest, replace_link
@@ -31,6 +30,7 @@ from modelfs.store.layout import (
 )
 from modelfs.store.manifest import Manifest
 from modelfs.store.versions import main_link, shelf
+from modelfs.tables import NamespaceConfig
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,6 @@ On disk: `pending/NS/MODEL/.verify-*` is a file that comes, swept when verify st
 it says what could not be put right.
 """
 
-import errno
 import os
 import stat
 import time
@@ -23,7 +22,6 @@ from modelfs.names import ModelId, VersionId
 from modelfs.registry.objects import ObjectInfo, ObjectStore
 from modelfs.store.layout import (
     Layout,
-    copy_durably,
     move_durably,
     sync_folder,
     write_durably,
@@ -100,12 +98,7 @@ class Repairer:
         if not stat.S_ISREG(found.st_mode):
             return self.quarantine(version, path)
         target = self._quarantined(version, path)
-        try:
-            os.link(source, target)
-        except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.EMLINK):
-                raise
-            copy_durably(source, target)
+        link_or_copy(source, target)
         sync_folder(target.parent)
         return target
 

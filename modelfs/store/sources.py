@@ -8,14 +8,13 @@ models that have such a link and of models that are their marker alone. Owned by
 
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import trio
 
 from modelfs.concurrency import Background, SingleFlight, Threads
-from modelfs.config import NamespaceConfig
 from modelfs.errors import Forbidden, InvalidName, ModelfsError, NotEmpty, NotFound, StoreError
 from modelfs.names import ModelId, parse_model
 from modelfs.registry.listing import Listing
@@ -23,8 +22,9 @@ from modelfs.registry.registry import Registry
 from modelfs.store import publishing
 from modelfs.store.health import StoreHealth
 from modelfs.store.layout import Layout
+from modelfs.store.shelves import Shelves
 from modelfs.store.staging import Staging
-from modelfs.store.versions import ModelShelf
+from modelfs.tables import NamespaceConfig
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Caller:
 
 
 class Sources:
-    """See the module. `shelf` tells what the store holds of a model, `changed` that it is new."""
+    """See the module."""
 
     def __init__(
         self,
@@ -64,10 +64,9 @@ class Sources:
         disk: Threads,
         background: Background,
         health: StoreHealth,
+        shelves: Shelves,
         *,
         namespace_of: Callable[[str], NamespaceConfig],
-        shelf: Callable[[ModelId], Awaitable[ModelShelf]],
-        changed: Callable[[ModelId], None],
     ) -> None:
         self._layout = layout
         self._registry = registry
@@ -75,8 +74,7 @@ class Sources:
         self._disk = disk
         self._health = health
         self._namespace_of = namespace_of
-        self._shelf = shelf
-        self._changed = changed
+        self._shelves = shelves
         self._flights: SingleFlight[ModelId, ModelId | None] = SingleFlight(background)
         self._setting = trio.Lock()
         self._settings = 0
@@ -88,18 +86,20 @@ class Sources:
 
         Where the registry does not answer within a moment, it is what the store remembers.
         """
-        if (await self._shelf(model)).source is None and self._registry.knows_files(model):
+        if (await self._shelves.of(model)).source is None and self._registry.knows_files(model):
             return None  # which is most lookups of a main/
         with trio.move_on_after(ASK_LIMIT_S):
             try:
                 return await self._flights.do(model, partial(self._ask, model))
             except ModelfsError as error:
                 log.debug("the source of %s is what the store remembers: %s", model, error)
-        return (await self._shelf(model)).source
+        return (await self._shelves.of(model)).source
 
     async def _ask(self, model: ModelId) -> ModelId | None:
         """Return the source of a model, asking no more than is needed."""
-        if (await self._shelf(model)).source is None and not await self._registry.is_bare(model):
+        if (await self._shelves.of(model)).source is None and not await self._registry.is_bare(
+            model
+        ):
             return None
         return await self._learn(model)
 
@@ -107,10 +107,10 @@ class Sources:
         """Return what the marker says; the store remembers it."""
         settings = self._settings
         said = _parsed(model, (await self._registry.description(model)).get(SOURCE, ""))
-        if said != (await self._shelf(model)).source:
+        if said != (await self._shelves.of(model)).source:
             async with self._setting:
                 if settings != self._settings:  # what the marker said may be of before the change
-                    return (await self._shelf(model)).source
+                    return (await self._shelves.of(model)).source
                 await self._remember(model, said)
         return said
 
@@ -121,7 +121,7 @@ class Sources:
             await self._disk.run(publishing.set_source, self._layout, model, source, namespace)
         except (StoreError, OSError) as error:  # the marker will be asked again
             log.warning("the store does not remember the source of %s: %s", model, error)
-        self._changed(model)
+        self._shelves.changed(model)
 
     # -------------------------------------------------------------- changes
 
@@ -176,7 +176,7 @@ class Sources:
         Raises NotFound where the model or its source is gone, Forbidden, InvalidName.
         """
         source = None
-        if (await self._shelf(model)).source is not None:
+        if (await self._shelves.of(model)).source is not None:
             source = await self._learn(model)
         if source is None:
             listing = await self._registry.list_afresh(model)
@@ -187,7 +187,7 @@ class Sources:
             listing = await self._registry.list_afresh(source)
         except NotFound:
             raise NotFound(f"{source}, the source of {model}, is gone") from None
-        further = (await self._shelf(source)).source
+        further = (await self._shelves.of(source)).source
         if further is None and not _has_files(listing):
             further = await self._learn(source)
         if further is not None:

@@ -14,7 +14,6 @@ Owned by the trio thread; the work on the disk runs in its threads.
 """
 
 import errno
-import json
 import logging
 import os
 import uuid
@@ -24,44 +23,18 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from modelfs.concurrency import Threads
-from modelfs.errors import InvalidName, StoreError
-from modelfs.names import ModelId, parse_model
+from modelfs.errors import StoreError
+from modelfs.names import ModelId
 from modelfs.registry.objects import ObjectInfo
+from modelfs.store import stagedfolder
 from modelfs.store.cuts import CleanSpans
 from modelfs.store.etags import expected_etag
-from modelfs.store.layout import close_fd, write_durably
 from modelfs.store.localreads import Buffer, LocalReads
 from modelfs.store.parts import PartFile
 from modelfs.store.stagedfile import Promise, StagedFile
+from modelfs.store.stagedfolder import LeftUpload
 
 log = logging.getLogger(__name__)
-
-COPY_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class LeftUpload:
-    """A multipart upload of an earlier daemon.
-
-    Where `id` is None its answer is lost: it may have begun since `since_ns` (epoch).
-    """
-
-    key: str
-    id: str | None
-    since_ns: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    path: Path
-    model: ModelId
-    name: str
-    base_etag: str | None
-    mtime_ns: int
-    promise: Promise
-    size: int
-    sent_etags: tuple[str, ...]
-    upload: LeftUpload | None
 
 
 @dataclass(frozen=True)
@@ -177,7 +150,7 @@ class Staging:
 
     def _create_checked(self, staged: StagedFile, source: int) -> None:
         self._check_store()
-        _create_now(staged, source)
+        stagedfolder.create(staged, source)
 
     async def revive(self, staged: StagedFile) -> None:
         """Open a staged file anew: its store was away, and old descriptors stay dead.
@@ -187,7 +160,7 @@ class Staging:
         if staged.synced_generation != staged.generation:
             staged.failure = OSError(errno.EIO, "the store went away before it had all bytes")
             raise StoreError(f"the staged file {staged.path}: {staged.failure.strerror}")
-        await self._disk.run(_reopen_now, staged)
+        await self._disk.run(stagedfolder.reopen, staged)
 
     async def read(self, staged: StagedFile, offset: int, size: int) -> Buffer:
         """Return bytes, fewer at the end of the file; they hold until the next await."""
@@ -198,7 +171,7 @@ class Staging:
         await self._reopen(staged)
         try:
             self._check_bound(staged, offset + len(data))
-            await self._disk.run(_write_now, staged.fd, offset, data)
+            await self._disk.run(stagedfolder.write, staged.fd, offset, data)
         except OSError as error:
             if error.errno != errno.EFBIG:  # which loses nothing that was written before
                 staged.failure = error
@@ -239,7 +212,7 @@ class Staging:
         staged.promise = promise
         generation = staged.generation
         async with staged.recording:
-            await self._disk.run(_record_now, staged, durable)
+            await self._disk.run(stagedfolder.record, staged, durable)
         if durable:
             staged.synced_generation = generation
 
@@ -266,7 +239,7 @@ class Staging:
         if self._shown.get((staged.model, staged.name)) is staged:
             del self._shown[staged.model, staged.name]
         if staged.users:
-            await self._disk.run(_sidecar(staged.path).unlink, True)
+            await self._disk.run(stagedfolder.sidecar_of(staged.path).unlink, True)
         elif not staged.is_settling:
             staged.is_settling = True
             await self.remove(staged, with_bytes=True)
@@ -278,7 +251,7 @@ class Staging:
         """
         fd, staged.fd = staged.fd, -1
         try:
-            await self._disk.run(_remove_now, staged.path, fd, with_bytes)
+            await self._disk.run(stagedfolder.remove, staged.path, fd, with_bytes)
         finally:
             if self._shown.get((staged.model, staged.name)) is staged:
                 del self._shown[staged.model, staged.name]
@@ -290,11 +263,11 @@ class Staging:
         What was open and never promised is put `aside`, as is a second file of one path.
         """
         waiting = []
-        for found in await self._disk.run(_load_now, self._folder):
+        for found in await self._disk.run(stagedfolder.load, self._folder):
             if found.upload is not None:
                 self.left_uploads.append(found.upload)
             if found.promise is Promise.KEPT:
-                await self._disk.run(_remove_now, found.path, -1, True)
+                await self._disk.run(stagedfolder.remove, found.path, -1, True)
                 continue
             staged = StagedFile(found.path, found.model, found.name, None)
             staged.base_etag, staged.mtime_ns = found.base_etag, found.mtime_ns
@@ -318,93 +291,3 @@ class Staging:
                 await self.promise(staged, Promise.ASIDE, durable=False)
                 self.aside.append(staged)
         return waiting
-
-
-def _reopen_now(staged: StagedFile) -> None:
-    opened = os.open(staged.path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        os.dup2(opened, staged.fd, inheritable=False)  # who has it open goes on with it
-    finally:
-        os.close(opened)
-
-
-def _sidecar(path: Path) -> Path:
-    return path.with_suffix(".json")
-
-
-def _create_now(staged: StagedFile, source: int) -> None:
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    staged.fd = os.open(staged.path, flags, 0o600)
-    try:
-        _copy_now(source, staged.fd, staged.size)
-        _record_now(staged, False)
-    except BaseException:
-        os.close(staged.fd)
-        staged.path.unlink(missing_ok=True)
-        raise
-
-
-def _record_now(staged: StagedFile, durable: bool) -> None:
-    sidecar = _sidecar(staged.path)
-    if durable:
-        if staged.fd >= 0:
-            os.fsync(staged.fd)
-        write_durably(sidecar, staged.record())
-    else:
-        temporary = sidecar.with_suffix(".new")
-        temporary.write_bytes(staged.record())
-        temporary.replace(sidecar)
-
-
-def _remove_now(path: Path, fd: int, with_bytes: bool) -> None:
-    if fd >= 0:
-        close_fd(fd)
-    if with_bytes:
-        path.unlink(missing_ok=True)
-    _sidecar(path).unlink(missing_ok=True)
-
-
-def _write_now(fd: int, offset: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(fd, view, offset)
-        view, offset = view[written:], offset + written
-
-
-def _copy_now(source: int, target: int, size: int) -> None:
-    offset = 0
-    while offset < size:
-        data = os.pread(source, min(COPY_BYTES, size - offset), offset)
-        if not data:
-            raise StoreError("a cached file is shorter than its object")
-        _write_now(target, offset, data)
-        offset += len(data)
-
-
-def _load_now(folder: Path) -> list[_Found]:
-    found = []
-    for sidecar in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
-        path = sidecar.with_suffix("")
-        try:
-            content = json.loads(sidecar.read_bytes())
-            found.append(
-                _Found(
-                    path,
-                    parse_model(content["model"]),
-                    content["path"],
-                    content["base_etag"],
-                    content["mtime_ns"],
-                    Promise(content["promise"]),
-                    path.stat().st_size,
-                    tuple(content.get("sent_etags", ())),
-                    LeftUpload(*content["upload"]) if content.get("upload") else None,
-                )
-            )
-        except FileNotFoundError:
-            sidecar.unlink()  # its bytes went into the cache in the moment of the crash
-        except (OSError, ValueError, KeyError, TypeError, InvalidName) as error:
-            log.error("the staged file %s is damaged, and left alone: %s", sidecar, error)
-    for path in folder.iterdir():
-        if path.suffix != ".json" and not _sidecar(path).exists():
-            path.unlink()  # removed while it was open, or a crash's half-made record
-    return found

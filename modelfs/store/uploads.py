@@ -1,25 +1,22 @@
 """One try to bring a staged file into the registry: whole, in parts, or what differs alone.
 
-What others did to the object since it was opened here is looked for before it is replaced:
-theirs stays, ours goes beside it. Where the registry takes conditions, it also refuses what
-changed in the moment between. Parts of a large file that is written in order go while more
-of it is written. Owned by the trio thread; bodies are read and sent by threads.
+What others did to the object since it was opened here is looked for before it is replaced
+(conflicts.py). Where the registry takes conditions, it also refuses what changed in the moment
+between. Parts of a large file that is written in order go while more of it is written. Owned by
+the trio thread; bodies are read and sent by threads.
 """
 
 import logging
 import time
-from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import trio
 
 from modelfs.concurrency import Background, Progress, side_by_side
 from modelfs.errors import ModelfsError, NotFound, RegistryUnavailable, Stale, WrongBytes
-from modelfs.names import ModelId
 from modelfs.registry.objects import (
-    ABSENT,
     MTIME,
     PART_SIZES,
     ObjectInfo,
@@ -29,6 +26,7 @@ from modelfs.registry.objects import (
 from modelfs.registry.registry import Registry
 from modelfs.registry.s3_answers import multipart_etag
 from modelfs.store import cuts, etags
+from modelfs.store.conflicts import Conflicts
 from modelfs.store.cuts import Cut, Piece
 from modelfs.store.partedupload import PartedUpload
 from modelfs.store.stagedfile import Promise, StagedFile
@@ -41,18 +39,7 @@ AHEAD_FROM = 24 * cuts.MIB  # bytes written in order, from which on parts go bef
 AHEAD_PARTS = 4  # on their way while a file is written
 ABORT_LIMIT_S = 5.0
 CLOCKS_DIFFER_NS = 60 * 10**9  # the registry's and ours
-CONFLICTS_SHOWN = 100  # the newest ones, in status.json
 PUT_TRIES = 3  # of a file of which the registry says that it came wrong, or has changed
-
-
-@dataclass(frozen=True)
-class Conflict:
-    """A file that was changed by someone else while it was written here; ours is kept beside it."""
-
-    model: ModelId
-    name: str
-    kept_as: str
-    time_ns: int
 
 
 class Uploader:
@@ -71,13 +58,11 @@ class Uploader:
         self._staging = staging
         self._background = background
         self._progress = progress
-        self._host = host
         self._has_conditions = True  # until the registry refuses one that holds
         self._own: set[str] = set()  # ids of the multipart uploads that are under way
         self._lost: dict[str, int] = {}  # key -> since when one may have begun with no answer
         self.unfinished: list[UnfinishedUpload] = []
-        self.conflicts = 0
-        self.newest_conflicts: deque[Conflict] = deque(maxlen=CONFLICTS_SHOWN)
+        self.conflicts = Conflicts(registry, staging, host)
         staging.before_discard = self._abandon
 
     # ------------------------------------------------------------- one upload
@@ -86,7 +71,7 @@ class Uploader:
         """Bring a file into the registry; its lock is held. Raises what stands in the way."""
         generation = staged.tried_generation = staged.generation
         staged.unchanged = cuts.CleanSpans(staged.size)
-        info = await self._send(staged, await self._look(staged))
+        info = await self._send(staged, await self.conflicts.look(staged))
         info = replace(info, mtime_ns=staged.mtime_ns)
         if staged.is_discarded:
             return
@@ -125,7 +110,7 @@ class Uploader:
 
     async def _look_again(self, staged: StagedFile, condition: str, is_refused: bool) -> str:
         """Look at the object after a put was refused; what refuses true conditions gets none."""
-        key, found = self._key(staged), await self._look(staged)
+        key, found = self._key(staged), await self.conflicts.look(staged)
         is_unchanged = (key, condition) == (self._key(staged), found)
         if is_refused and is_unchanged and self._has_conditions:
             log.warning(
@@ -143,7 +128,7 @@ class Uploader:
         try:
             await self._send_all(staged, upload, cuts.UPLOAD_CUT.pieces(size))
             # Hours may have gone by since it was looked at: once more, with another name perhaps.
-            condition = await self._look(staged)
+            condition = await self.conflicts.look(staged)
             if upload.key != self._key(staged):
                 return await self._send(staged, condition)
             return await self._finish(staged, upload, size)
@@ -256,7 +241,7 @@ class Uploader:
         )
         try:
             await self._send_all(staged, upload, pieces)
-            if await self._look(staged) == condition and upload.key == self._key(staged):
+            if await self.conflicts.look(staged) == condition and upload.key == self._key(staged):
                 return await self._finish(staged, upload, staged.size)
             log.info("%s has changed while parts of it were copied: it is sent whole", upload.key)
         except RegistryUnavailable:
@@ -355,58 +340,3 @@ class Uploader:
                 await self._abort(left.key, left.id)
             elif left.since_ns is not None:
                 await self._abort_lost(left.key, left.since_ns - CLOCKS_DIFFER_NS)
-
-    # --------------------------------------------------------------- conflicts
-
-    async def _look(self, staged: StagedFile) -> str:
-        """Return the condition under which the file is put: the ETag of what is there, or ABSENT.
-
-        Where someone else changed the object meanwhile, theirs stays: ours gets a new name.
-        """
-        while True:
-            theirs = await self._head(staged)
-            if theirs is None:
-                if staged.base_etag is None:
-                    return ABSENT
-                if not staged.is_recovered:  # who saves a file that is open wants it to be there
-                    name = f"{staged.model}/main/{staged.name}"
-                    log.warning("%s was deleted by someone else: it is put again", name)
-                    staged.replaces(None)
-                    return ABSENT
-            elif await self._is_ours(staged, theirs):
-                return theirs.id.etag
-            self._set_aside(staged, theirs)  # and see that its new name is free
-
-    async def _head(self, staged: StagedFile) -> ObjectInfo | None:
-        try:
-            return await self._registry.call(self._registry.store.head, self._key(staged))
-        except NotFound:
-            return None
-
-    def _set_aside(self, staged: StagedFile, theirs: ObjectInfo | None) -> None:
-        now_ns = time.time_ns()
-        name = f"{staged.name}.conflict-{self._host}-{_moment(now_ns)}"
-        self.conflicts += 1
-        self.newest_conflicts.append(Conflict(staged.model, staged.name, name, now_ns))
-        log.error(
-            "%s/main/%s was %s by someone else while it was written here: ours is kept as %s",
-            *(staged.model, staged.name, "changed" if theirs else "deleted", name),
-        )
-        if theirs is not None:
-            self._registry.note_put(staged.model, staged.name, theirs)
-        staged.replaces(None)
-        self._staging.move(staged, staged.model, name)
-
-    async def _is_ours(self, staged: StagedFile, theirs: ObjectInfo) -> bool:
-        """Tell whether it is what the file replaces, or an earlier try that did arrive."""
-        if theirs.id.etag in (staged.base_etag, *staged.sent_etags):
-            return True
-        if theirs.size != staged.size:
-            return False
-        return theirs.id.etag == await self._staging.etag(staged)
-
-
-def _moment(time_ns: int) -> str:
-    """Return a time in UTC, with milliseconds: conflicts of one file have names of their own."""
-    seconds, fraction_ns = divmod(time_ns, 10**9)
-    return time.strftime("%Y%m%dT%H%M%S", time.gmtime(seconds)) + f".{fraction_ns // 10**6:03d}"

@@ -84,7 +84,7 @@ class Writeback:
         return self._jobs[staged].since_ns
 
     def statistics(self) -> UploadStatistics:
-        counts = (self.uploaded_files, self._failed_tries, self.uploader.conflicts)
+        counts = (self.uploaded_files, self._failed_tries, self.uploader.conflicts.count)
         return UploadStatistics(self._progress.bytes, *counts)
 
     async def publish(self, staged: StagedFile) -> None:

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from modelfs import cli
-from modelfs.cli import mounts
+from modelfs import cli, mountinfo
 
 LIMIT_S = 20
 
@@ -110,7 +109,7 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No mount, registry or configuration of this machine reaches a test."""
     for name in ("MODELFS_REGISTRY", "MODELFS_CONFIG"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(mounts, "MOUNTINFO", tmp_path / "mountinfo")
+    monkeypatch.setattr(mountinfo, "MOUNTINFO", tmp_path / "mountinfo")
     (tmp_path / "mountinfo").write_text(mountinfo_line(Path("/"), "ext4", "/dev/vda"))
 
 

@@ -12,7 +12,7 @@ import pytest
 from modelfs import demo
 from modelfs.demo.processes import Server, mounted_below, run_shell
 from modelfs.errors import ModelfsError
-from tests.cli.conftest import Run
+from tests.cli.conftest import Run, mountinfo_line
 
 LIMIT_S = 150
 
@@ -102,8 +102,10 @@ def test_a_server_is_ended_once(tmp_path: Path) -> None:
     assert not server.is_running
 
 
-def test_what_is_mounted_below_a_folder_is_found() -> None:
-    assert Path("/proc") in mounted_below(Path("/"))
+def test_what_is_mounted_below_a_folder_is_found_the_innermost_first(mount_list: Path) -> None:
+    paths = [Path("/"), Path("/demo/store"), Path("/demo/the hub"), Path("/demo/the hub/a/v1")]
+    mount_list.write_text("".join(map(mountinfo_line, paths)))
+    assert mounted_below(Path("/demo")) == paths[:0:-1]
     assert mounted_below(Path("/nowhere")) == []
 
 

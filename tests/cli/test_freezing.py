@@ -201,8 +201,9 @@ def test_wait_for_what_is_not_there_is_told(modelfs: Run, llama: Hub) -> None:
 def test_a_terminal_is_shown_a_bar(llama: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     llama.version("acme/llama", "v1", **DOWNLOADING)
     code = (
-        "import sys; from pathlib import Path; from modelfs.cli import main, mounts;"
-        f"mounts.MOUNTINFO = Path({str(llama.path.parent / 'mountinfo')!r});"
+        "import sys; from pathlib import Path;"
+        "from modelfs import mountinfo; from modelfs.cli import main;"
+        f"mountinfo.MOUNTINFO = Path({str(llama.path.parent / 'mountinfo')!r});"
         "sys.exit(main(['wait', 'acme/llama@v1', '--timeout', '0.3']))"
     )
     ours, theirs = pty.openpty()

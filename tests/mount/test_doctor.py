@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import boto3
 import pytest
 
-from modelfs.mount import mountpoints
+from modelfs import mountinfo
 from modelfs.store.layout import Layout
 from tests.certificates import Certificate, serving_tls
 from tests.endpoints import CephServer, S3Endpoint, free_port, write_credentials
@@ -237,7 +237,7 @@ def dead_mount(patient: Patient) -> None:
 
 
 def low_knob(patient: Patient) -> None:
-    mounted = mountpoints.at(patient.mount().path)
+    mounted = mountinfo.at(patient.mount().path)
     assert mounted is not None
     Path(f"/sys/class/bdi/{mounted.device}/read_ahead_kb").write_text("128\n")
 
@@ -251,7 +251,7 @@ def hidden_key(patient: Patient) -> None:
 def another_version(patient: Patient) -> None:
     launcher = patient.folder / "old.py"
     launcher.write_text(
-        "import sys, modelfs.mount.control as c\nc.__version__ = '0.0.7'\n"
+        "import sys, modelfs.mount.status as s\ns.__version__ = '0.0.7'\n"
         "from modelfs.cli import main\nsys.exit(main())\n"
     )
     patient.settings["launcher"] = (str(launcher),)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from modelfs import mountinfo
 from modelfs.mount import mountpoints
 from tests.mount.twins import fails_with
 from tests.mounting import Mount, put, wait_until
@@ -17,7 +18,7 @@ needs_root = pytest.mark.skipif(os.getuid() != 0, reason="the knobs are root's")
 
 @needs_root
 def test_the_kernel_asks_for_a_mib_at_once(mount: Mount) -> None:
-    device = mountpoints.at(mount.path)
+    device = mountinfo.at(mount.path)
     assert device is not None
     knob = Path(f"/sys/class/bdi/{device.device}/read_ahead_kb")
     assert int(knob.read_text()) == mountpoints.READ_AHEAD_KIB
@@ -27,7 +28,7 @@ def test_the_kernel_asks_for_a_mib_at_once(mount: Mount) -> None:
 def test_the_kernel_asks_for_many_pieces_at_once_where_its_knobs_can_be_reached(
     mount: Mount, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    device = mountpoints.at(mount.path)
+    device = mountinfo.at(mount.path)
     assert device is not None
     monkeypatch.setattr(mountpoints, "_CONNECTIONS", tmp_path / "connections")
     assert not mountpoints.tune(mount.path)  # fusectl is not mounted: the rest is set all the same

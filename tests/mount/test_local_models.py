@@ -5,7 +5,6 @@ import json
 import os
 import stat
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from tests.endpoints import S3Endpoint, free_port
 from tests.fake_store import FakeStore
 from tests.mount.conftest import MakeMount
 from tests.mount.twins import fails_with
-from tests.mounting import Mount, wait_until, xattr
+from tests.mounting import NOBODY, Mount, run_as_nobody, wait_until, xattr
 from tests.trio_tests import ROOT, open_house, trio_test
 
 pytestmark = pytest.mark.mount
@@ -29,7 +28,6 @@ FILES = {
 }
 LINK = "../../acme/llama/main"
 ACME, TEAM_B, OTHERS = 2001, 2002, 2003  # groups
-NOBODY = 65534
 
 
 def put(bucket: S3Endpoint) -> None:
@@ -367,15 +365,7 @@ def test_the_command_line_makes_and_shows_a_local_model(moto_mount: Mount) -> No
 
 def command(mount: Mount, *words: str, status: int = 0) -> subprocess.CompletedProcess[str]:
     """Run the command line in the mount."""
-    done = subprocess.run(
-        [sys.executable, "-m", "modelfs", "--config", str(mount.config), *words],
-        cwd=mount.path,
-        env={**os.environ, "PYTHONPATH": os.getcwd()},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=40,
-    )
+    done = mount.run(*words)
     assert done.returncode == status, done.stdout + done.stderr
     return done
 
@@ -385,17 +375,7 @@ def command(mount: Mount, *words: str, status: int = 0) -> subprocess.CompletedP
 
 def as_user(groups: Sequence[int], place: Path, *words: str) -> str | bytes:
     """Run a command in a folder as a plain user of these groups: its output, or why not."""
-    done = subprocess.run(
-        words,
-        cwd=place,
-        user=NOBODY,
-        group=NOBODY,
-        extra_groups=list(groups),
-        env={"PATH": os.environ["PATH"], "LC_ALL": "C"},
-        capture_output=True,
-        check=False,
-        timeout=40,
-    )
+    done = run_as_nobody(groups, place, *words)
     return done.stdout if done.returncode == 0 else done.stderr.decode().rpartition(": ")[2].strip()
 
 

@@ -105,17 +105,6 @@ def container(version: Path, given: Path) -> Iterator[Callable[[], dict[str, str
         stdout.close()
 
 
-def modelfs(mount: Mount, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "modelfs", "--config", str(mount.config), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-        cwd=mount.model,
-    )
-
-
 def test_a_ready_version_is_the_plain_folder_itself(mount: Mount) -> None:
     version = frozen(mount, "v1")
     plain = mount.store / "models/acme/llama/v1"
@@ -148,9 +137,9 @@ def test_rm_takes_the_mount_away_first_and_rmdir_is_busy(mount: Mount) -> None:
     with pytest.raises(OSError, match=os.strerror(errno.EBUSY)):
         version.rmdir()
     with (version / "a").open():
-        done = modelfs(mount, "rm", "acme/llama@v1")
+        done = mount.run("rm", "acme/llama@v1")
         assert (done.returncode, "Traceback" in done.stderr) == (1, False)
-    done = modelfs(mount, "rm", "acme/llama@v1")
+    done = mount.run("rm", "acme/llama@v1")
     assert done.returncode == 0, done.stderr
     assert not version.exists()
     assert not (mount.store / "models/acme/llama/v1").exists()

@@ -9,8 +9,8 @@ import trio
 import trio.testing
 
 from modelfs.mount import native
-from modelfs.mount.mountpoints import Mounted
 from modelfs.mount.native import NativeVersions
+from modelfs.mountinfo import Mounted
 from modelfs.names import VersionId
 from modelfs.store.layout import Layout
 from tests.trio_tests import trio_test, until, version
@@ -55,7 +55,7 @@ class Kernel:
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     kernel = Kernel()
     monkeypatch.setattr(native, "_command", kernel.command)
-    monkeypatch.setattr(native.mountpoints, "at", kernel.at)
+    monkeypatch.setattr(native.mountinfo, "at", kernel.at)
     monkeypatch.setattr(native.os, "getuid", lambda: 0)
     monkeypatch.setattr(native, "MOUNTS_MAX", MOUNTS)
     monkeypatch.setattr(native, "MOUNTED_MIN_S", 0.0)

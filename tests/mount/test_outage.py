@@ -259,7 +259,7 @@ def test_a_registry_that_misbehaves_for_a_while_is_used_again_by_itself(
 def test_wrong_bytes_of_the_right_length_are_found_thrown_away_and_counted(
     faulty_mount: Mount, proxy: FaultyProxy
 ) -> None:
-    """DESIGN 4: a file is checked once it is whole; until then nothing can tell."""
+    """A file is checked once it is whole; until then nothing can tell."""
     main = faulty_mount.main
     faulty_mount.bucket.put(faulty_mount.key("a"), DATA)
     wait_until((main / "a").exists)

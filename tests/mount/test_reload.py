@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from modelfs.config import RegistryConfig, said_name
 from modelfs.reloading import LIVE
+from modelfs.tables import RegistryConfig, said_name
 from tests.endpoints import S3Endpoint, write_credentials
 from tests.faulty_proxy import Fault, FaultyProxy, is_data
 from tests.mount.conftest import MakeMount

@@ -10,25 +10,8 @@ from tests.mounting import Mount
 
 pytestmark = pytest.mark.mount
 
-A_MODEL = """
-mkdir -p model/weights/a/b model/empty
-printf '{"layers": 2}' > model/config.json
-head -c 3000000 /dev/zero | tr '\\0' 'w' > model/weights/1.bin
-seq 1 40000 > model/weights/a/b/2.bin
-: > model/weights/none
-"""
-
 moto_shared, ceph_shared = fixtures.moto_shared, fixtures.ceph_shared
-twins, everywhere = fixtures.twins, fixtures.everywhere
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    """A folder of this disk to copy from, with old times."""
-    folder = tmp_path / "source"
-    folder.mkdir()
-    run(folder, A_MODEL + "find . -exec touch -d '2024-02-03 04:05:06' {} +")
-    return folder
+twins, everywhere, source = fixtures.twins, fixtures.everywhere, fixtures.source
 
 
 def test_the_shell_s_redirections_are_those_of_a_disk(twins: Twins) -> None:

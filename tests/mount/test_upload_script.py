@@ -14,13 +14,12 @@ import pytest
 
 from tests.endpoints import CephServer, S3Endpoint, free_port
 from tests.mount.conftest import MakeMount
-from tests.mounting import Mount, refused, wait_until, xattr
+from tests.mounting import Mount, refused, run_as_nobody, wait_until, xattr
 from tests.uploading import PREFIX, Script, upload_role
 
 pytestmark = pytest.mark.mount
 
 ACME, TEAM_B = 2001, 2002  # groups
-NOBODY = 65534
 
 
 def script_file(mount: Mount) -> Path:
@@ -142,17 +141,7 @@ def test_wishes_that_cannot_be_are_refused(moto_mount: Mount) -> None:
 
 def as_user(groups: Sequence[int], place: Path, *words: str) -> str:
     """Run a command as a plain user of these groups: what it printed, or why it could not."""
-    done = subprocess.run(
-        words,
-        cwd=place,
-        user=NOBODY,
-        group=NOBODY,
-        extra_groups=list(groups),
-        env={"PATH": os.environ["PATH"], "LC_ALL": "C"},
-        capture_output=True,
-        check=False,
-        timeout=40,
-    )
+    done = run_as_nobody(groups, place, *words)
     said = done.stdout if done.returncode == 0 else done.stderr.rpartition(b": ")[2]
     return said.decode().strip()
 

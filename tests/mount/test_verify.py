@@ -3,8 +3,6 @@
 import errno
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,18 +16,6 @@ pytestmark = pytest.mark.mount
 
 BIG = os.urandom(3 << 20)
 SERVE = str(Path(__file__).parent.parent / "launchers" / "serve.py")
-
-
-def modelfs(mount: Mount, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of its own with the mount's configuration."""
-    return subprocess.run(
-        [sys.executable, "-m", "modelfs", "--config", str(mount.config), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-        cwd=mount.model,  # which tells it from other mounts of this machine
-    )
 
 
 def plain(mount: Mount, version: str, path: str) -> Path:
@@ -48,7 +34,7 @@ def test_a_flipped_bit_of_a_shared_file_is_repaired_beside_the_daemon(mount: Mou
     assert plain(mount, "v2", "w/big").read_bytes() == wrong != BIG
     assert (mount.model / "v1/w/big").read_bytes() != BIG  # the kernel keeps these pages
 
-    done = modelfs(mount, "verify", "--all", "--json")
+    done = mount.run("verify", "--all", "--json")
     assert done.returncode == 0, done.stderr
     findings = json.loads(done.stdout)["findings"]
     assert [(f["version"], f["source"]) for f in findings] == [
@@ -61,7 +47,7 @@ def test_a_flipped_bit_of_a_shared_file_is_repaired_beside_the_daemon(mount: Mou
         assert (mount.model / version / "w/big").read_bytes() == BIG
     assert plain(mount, "v1", "w/big").stat().st_mtime_ns == mtime_ns
     assert (mount.main / "w/big").read_bytes() == BIG
-    assert modelfs(mount, "verify", "acme/llama").stdout.endswith("all right\n")
+    assert mount.run("verify", "acme/llama").stdout.endswith("all right\n")
     assert mount.stop() == 0
 
 
@@ -73,7 +59,7 @@ def test_a_file_that_cannot_be_repaired_is_eio_and_said_loudly(moto_mount: Mount
     flip_a_bit(plain(mount, "v1", "a"))
     mount.bucket.put(mount.key("a"), b"two")
 
-    done = modelfs(mount, "verify", "acme/llama@v1")
+    done = mount.run("verify", "acme/llama@v1")
     assert done.returncode == 1
     assert "acme/llama@v1: a: wrong bytes" in done.stderr
     assert "NOT REPAIRED: models/acme/llama/a has changed in the registry" in done.stderr
@@ -100,7 +86,7 @@ def test_a_version_that_could_not_be_repaired_is_named_everywhere_until_it_is(
         xattr(version, "error")
     flip_a_bit(plain(mount, "v1", "a"))
     mount.bucket.put(mount.key("a"), b"two")
-    assert modelfs(mount, "verify", "--all").returncode == 1
+    assert mount.run("verify", "--all").returncode == 1
 
     reason = "a: wrong bytes: models/acme/llama/a has changed in the registry"
     assert xattr(version, "error") == xattr(mount.store / "models/acme/llama/v1", "error") == reason
@@ -109,11 +95,11 @@ def test_a_version_that_could_not_be_repaired_is_named_everywhere_until_it_is(
     wait_until(lambda: mount.status()["damaged"] == named)
     manifest = json.loads((mount.model / ".modelfs/versions/v1.json").read_bytes())
     assert (manifest["state"], manifest["error"]) == ("ready", reason)
-    assert f"ready: {reason}" in modelfs(mount, "ls", "acme/llama").stdout
-    assert f"damaged acme/llama@v1: {reason}" in modelfs(mount, "status").stdout
+    assert f"ready: {reason}" in mount.run("ls", "acme/llama").stdout
+    assert f"damaged acme/llama@v1: {reason}" in mount.run("status").stdout
 
     assert mount.bucket.put(mount.key("a"), b"one") == etag
-    assert modelfs(mount, "verify", "--all").returncode == 0
+    assert mount.run("verify", "--all").returncode == 0
     assert (version / "a").read_bytes() == b"one"
     wait_until(lambda: mount.status()["damaged"] == [])
     with pytest.raises(OSError, match=os.strerror(errno.ENODATA)):
@@ -132,10 +118,10 @@ def test_a_version_that_is_mounted_natively_says_what_is_wrong_with_it(
     wait_until(lambda: version.stat().st_dev != mount.model.stat().st_dev)
     flip_a_bit(plain(mount, "v1", "a"))
     moto_bucket.put(mount.key("a"), b"two")
-    assert modelfs(mount, "verify", "--all").returncode == 1
+    assert mount.run("verify", "--all").returncode == 1
     assert version.stat().st_dev != mount.model.stat().st_dev
     assert "a has changed in the registry" in xattr(version, "error")
-    assert "ready: a: wrong bytes" in modelfs(mount, "ls", "acme/llama").stdout
+    assert "ready: a: wrong bytes" in mount.run("ls", "acme/llama").stdout
     wait_until(lambda: [d["version"] for d in mount.status()["damaged"]] == ["acme/llama@v1"])
     assert mount.stop() == 0
 
@@ -149,14 +135,14 @@ def test_main_is_compared_and_rolled_back(moto_mount: Mount) -> None:
     for path in ("a", "w/big"):
         os.utime(mount.main / path, ns=(10**18, 10**18))
     mount.freeze("v1")
-    assert modelfs(mount, "diff", "acme/llama@v1", "main").returncode == 0
+    assert mount.run("diff", "acme/llama@v1", "main").returncode == 0
 
     (mount.main / "a").write_bytes(b"two")
     (mount.main / "w/big").unlink()
     (mount.main / "more").mkdir()
     (mount.main / "more/b").write_bytes(b"b")
     with mount.counting() as sent:
-        done = modelfs(mount, "diff", "acme/llama@v1", "main", "--json")
+        done = mount.run("diff", "acme/llama@v1", "main", "--json")
     assert done.returncode == 1
     found = json.loads(done.stdout)
     assert [[f["path"] for f in found[k]] for k in ("added", "removed", "changed")] == [
@@ -166,16 +152,16 @@ def test_main_is_compared_and_rolled_back(moto_mount: Mount) -> None:
     ]
     assert set(sent) <= {"ListObjectsV2"}
 
-    done = modelfs(mount, "rollback", "acme/llama", "v1")
+    done = mount.run("rollback", "acme/llama", "v1")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("acme/llama/main is equal to v1: 2 files")
     objects = {path: data for path, data in mount.objects().items() if not path.endswith("/")}
     assert objects == {"": b"", "a": b"one", "same": b"same", "w/big": BIG}
     assert (mount.main / "w/big").stat().st_mtime_ns == 10**18
     assert sorted(os.listdir(mount.main)) == ["a", "same", "w"]
-    assert modelfs(mount, "diff", "acme/llama@v1", "main").returncode == 0
+    assert mount.run("diff", "acme/llama@v1", "main").returncode == 0
     with mount.counting() as sent:
-        again = modelfs(mount, "rollback", "acme/llama", "v1")
+        again = mount.run("rollback", "acme/llama", "v1")
     assert "0 files (0 B) written, 0 files removed" in again.stdout
     assert set(sent) <= {"ListObjectsV2"}
     assert mount.stop() == 0

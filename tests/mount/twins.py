@@ -28,6 +28,14 @@ Step = Callable[[Path], object]
 TIME_SLACK_S = 30  # a mount's clock for "now" may differ by what an upload takes
 STEP_LIMIT_S = 50.0
 
+A_MODEL = """
+mkdir -p model/weights/a/b model/empty
+printf '{"layers": 2}' > model/config.json
+head -c 3000000 /dev/zero | tr '\\0' 'w' > model/weights/1.bin
+seq 1 40000 > model/weights/a/b/2.bin
+: > model/weights/none
+"""
+
 # Each line of a script is run by itself; what it prints and its exit status are compared.
 RUNNER = r"""
 while IFS= read -r line; do
@@ -216,6 +224,15 @@ def twins(moto_shared: Mount, tmp_path: Path) -> Twins:
 def everywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Twins:
     """Once on moto and once on Ceph's gateway."""
     return Twins(tmp_path / "plain", request.getfixturevalue(f"{request.param}_shared"))
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A folder of this disk to copy from, with old times."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    run(folder, A_MODEL + "find . -exec touch -d '2024-02-03 04:05:06' {} +")
+    return folder
 
 
 @contextmanager

@@ -31,8 +31,9 @@ from modelfs.registry.objects import (
     format_mtime,
     parse_mtime,
 )
-from modelfs.registry.s3 import S3Settings, S3Store
+from modelfs.registry.s3 import S3Store
 from modelfs.registry.s3_answers import decode_metadata, encode_metadata, mend_listing
+from modelfs.registry.s3_settings import S3Settings
 from tests.endpoints import write_credentials
 
 TIMEOUT_S = 1.5  # a third of it is the limit of one wait

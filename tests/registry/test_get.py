@@ -31,7 +31,8 @@ from modelfs.errors import (
 from modelfs.registry import bodies
 from modelfs.registry.bodies import TRICKLE_BYTES, TRICKLE_S, Trickle, receive
 from modelfs.registry.objects import ObjectId
-from modelfs.registry.s3 import S3Settings, S3Store
+from modelfs.registry.s3 import S3Store
+from modelfs.registry.s3_settings import S3Settings
 from tests.endpoints import CephServer, S3Endpoint, write_credentials
 from tests.faulty_proxy import Fault, FaultyProxy, is_data
 

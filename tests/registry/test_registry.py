@@ -7,6 +7,7 @@ import trio
 
 from modelfs.errors import AccessDenied, AlreadyExists, NotFound, RegistryUnavailable
 from modelfs.names import ModelId
+from modelfs.registry import calls
 from modelfs.registry import registry as registries
 from tests.fake_store import FakeStore, unavailable
 from tests.trio_tests import LLAMA, PREFIX, House, open_house, trio_test, until
@@ -193,7 +194,7 @@ async def test_tries_are_bounded_while_the_probe_is_answered(tmp_path: Path) -> 
         store.hook(refuse)
         with pytest.raises(RegistryUnavailable):
             await names(house)
-        assert store.requests()["ListObjectsV2"] == registries.TRIES
+        assert store.requests()["ListObjectsV2"] == calls.TRIES
         assert house.registry.reachability.reachable
 
 

@@ -9,8 +9,7 @@ import pytest
 import trio
 
 from modelfs.registry.objects import ObjectInfo
-from modelfs.store import cache as caches
-from modelfs.store import saving
+from modelfs.store import layout, room, saving
 from modelfs.store.parts import Urgency
 from modelfs.store.saving import Saver
 from tests.fake_store import FakeStore, slow
@@ -81,9 +80,9 @@ async def test_space_is_kept_free_for_others(
     store, total = filled(10), 100 * PART
     async with open_house(tmp_path / "s", store, min_free=90 * PART) as house:
         others = 6 * PART
-        monkeypatch.setattr(caches, "FREE_SPACE_AGE_S", -1.0)
+        monkeypatch.setattr(room, "FREE_SPACE_AGE_S", -1.0)
         monkeypatch.setattr(
-            caches, "free_bytes", lambda _: (total - others - house.cache.used_bytes, total)
+            layout, "free_bytes", lambda _: (total - others - house.cache.used_bytes, total)
         )
         for number in range(10):
             assert await house.read(key(number)) == data_of(number)
@@ -186,7 +185,7 @@ async def test_a_part_that_a_reader_began_to_use_while_others_went_is_not_evicte
         for file in (first, second):
             await house.fetcher.read(file, 0, 2 * PART)
         await until(lambda: first.users == second.users == 1)  # they have been checked
-        victims = house.cache._victims(4 * PART)
+        victims = room.victims_of([first, second], 4 * PART)
         assert [file for file, _ in victims] == [first, second]
         second.pins[0] += 1
         await house.cache._evict(victims)

@@ -344,8 +344,8 @@ async def test_a_restart_remembers_what_confirmed_the_files_that_were_finished(
     store.place(PREFIX + "sum", DATA, part_size=ODD, checksum=SHA256)
     async with open_house(tmp_path / "s", store, is_crash=True) as house:
         gate = store.hold("GetObject", PREFIX + "last")
-        await house.library.freeze(version("v1"), ROOT)
-        freeze = house.library._freezes[version("v1")]
+        await house.library.freezes.begin(version("v1"), ROOT)
+        freeze = house.library.freezes._under_way[version("v1")]
         await until(lambda: len(freeze.done) == 3 and gate.waiting)
     gate.open()
     async with open_house(tmp_path / "s", store) as house:

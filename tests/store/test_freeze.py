@@ -24,8 +24,7 @@ from modelfs.errors import (
 )
 from modelfs.names import ModelId
 from modelfs.store import freeze as freezing
-from modelfs.store import library as libraries
-from modelfs.store import pending, publishing, versions
+from modelfs.store import freezes, pending, publishing, versions
 from modelfs.store.freeze import State
 from modelfs.store.layout import Layout
 from modelfs.store.manifest import Manifest
@@ -90,7 +89,7 @@ async def test_a_version_holds_the_model_as_it_was_at_mkdir(tmp_path: Path) -> N
         assert (folder / "config.json").stat().st_mtime_ns == 1234_500_000_000
         assert os.getxattr(folder, "user.modelfs.state") == b"ready"
         assert os.getxattr(folder, "user.modelfs.digest").decode() == view.manifest.digest
-        assert (await house.library.shelf(LLAMA)).aliases == {"latest": "v1"}
+        assert (await house.library.shelves.of(LLAMA)).aliases == {"latest": "v1"}
         assert not house.layout.pending(version("v1")).exists()
         assert store.requests() == {"ListObjectsV2": 1, "GetObject": 5}
 
@@ -100,14 +99,14 @@ async def test_a_freeze_begins_with_one_listing_and_is_there_at_once(tmp_path: P
     store = model()
     async with open_house(tmp_path / "s", store) as house:
         gate = store.hold("GetObject")
-        await house.library.freeze(version("v1"), Caller(1000, 1000))
+        await house.library.freezes.begin(version("v1"), Caller(1000, 1000))
         assert {r.operation for r in store.sent} <= {"ListObjectsV2", "GetObject"}
         assert store.requests()["ListObjectsV2"] == 1
         view = await house.library.view(version("v1"))
         assert view.state is State.DOWNLOADING
         assert view.manifest.uid == 1000
         assert sorted(view.folders["weights"].files) == ["one", "two"]
-        assert (await house.library.shelf(LLAMA)).pending == {"v1"}
+        assert (await house.library.shelves.of(LLAMA)).pending == {"v1"}
         assert not house.layout.version(version("v1")).exists()
         gate.open()
         assert (await house.ended("v1")).state is State.READY
@@ -124,7 +123,7 @@ async def test_what_cannot_be_frozen_is_refused_before_anything_is_made(
 
         async def refused(error: type[ModelfsError], name: str, of: ModelId = LLAMA) -> None:
             with pytest.raises(error):
-                await library.freeze(version(name, of), ROOT)
+                await library.freezes.begin(version(name, of), ROOT)
 
         await refused(InvalidName, "weights")
         await refused(NotFound, "v1", ModelId("acme", "nothing"))
@@ -136,7 +135,7 @@ async def test_what_cannot_be_frozen_is_refused_before_anything_is_made(
         await refused(InvalidName, "v1")
         store.take(PREFIX + "a//b")
         with monkeypatch.context() as patch:
-            patch.setattr(libraries, "free_bytes", lambda _: (PART, 100 * PART))
+            patch.setattr(freezes, "free_bytes", lambda _: (PART, 100 * PART))
             await refused(NoSpace, "v1")
         store.is_down = True
         await refused(RegistryUnavailable, "v1")
@@ -153,7 +152,7 @@ async def test_a_read_of_what_is_coming_is_served_first_and_right(tmp_path: Path
     store = model({"big": big, "small": b"s"})
     async with open_house(tmp_path / "s", store, parallel=1) as house:
         gate = store.hold("GetObject")
-        await house.library.freeze(version("v1"), ROOT)
+        await house.library.freezes.begin(version("v1"), ROOT)
         await until(lambda: gate.waiting)
         view = await house.library.view(version("v1"))
         file = await house.library.open(version("v1"), view.folders[""].files["big"])
@@ -164,7 +163,9 @@ async def test_a_read_of_what_is_coming_is_served_first_and_right(tmp_path: Path
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(read)
-            await until(lambda: 39 in house.library._freezes[version("v1")]._coming["big"].flights)
+            await until(
+                lambda: 39 in house.library.freezes._under_way[version("v1")]._coming["big"].flights
+            )
             gate.open()
         assert answers == [big[39 * PART + 5 :][:100]]
         assert 39 * PART in [r.offset for r in store.sent if r.operation == "GetObject"][:4]
@@ -196,15 +197,15 @@ async def test_a_shelf_that_was_read_before_a_change_is_not_remembered_after_it(
             may_end.wait(10)
             return found
 
-        house.library._changed(LLAMA)
+        house.library.shelves.changed(LLAMA)
         async with trio.open_nursery() as nursery:
             monkeypatch.setattr(versions, "shelf", slowly)
-            nursery.start_soon(house.library.shelf, LLAMA)
+            nursery.start_soon(house.library.shelves.of, LLAMA)
             await until(has_read.is_set)
             monkeypatch.undo()
             await house.library.make_alias(LLAMA, "production", "v1", 0)
             may_end.set()
-        assert (await house.library.shelf(LLAMA)).aliases["production"] == "v1"
+        assert (await house.library.shelves.of(LLAMA)).aliases["production"] == "v1"
 
 
 @trio_test
@@ -220,7 +221,7 @@ async def test_a_file_can_be_opened_in_the_moment_of_mkdir(
 
     monkeypatch.setattr(pending, "make_folders", make_folders)
     async with open_house(tmp_path / "s", store) as house:
-        await house.library.freeze(version("v1"), ROOT)
+        await house.library.freezes.begin(version("v1"), ROOT)
         view = await house.library.view(version("v1"))
         file = await house.library.open(version("v1"), view.folders["weights"].files["one"])
         assert await file.read(PART, 10) == FILES["weights/one"][PART : PART + 10]
@@ -342,7 +343,7 @@ async def test_an_object_that_changes_in_mid_freeze_fails_it_with_the_file_and_r
         with pytest.raises(VersionFailed, match="vanished"):
             await house.library.open(version("v1"), view.manifest.files[0])
         with pytest.raises(AlreadyExists):
-            await house.library.freeze(version("v1"), ROOT)
+            await house.library.freezes.begin(version("v1"), ROOT)
         store.unhook()
         store.place(PREFIX + "weights/one", b"third")
     async with open_house(tmp_path / "s", store) as house:  # failed it stays over a restart
@@ -361,11 +362,11 @@ async def test_a_freeze_waits_for_a_registry_that_is_down_and_says_why(tmp_path:
     store = model()
     async with open_house(tmp_path / "s", store) as house:
         gate = store.hold("GetObject")
-        await house.library.freeze(version("v1"), ROOT)
+        await house.library.freezes.begin(version("v1"), ROOT)
         await until(lambda: gate.waiting)
         store.is_down = True
         gate.open()
-        freeze = house.library._freezes[version("v1")]
+        freeze = house.library.freezes._under_way[version("v1")]
         await until(lambda: freeze.error)
         view = await house.library.view(version("v1"))
         assert (view.state, view.error) == (State.DOWNLOADING, "the fake registry is down")
@@ -388,11 +389,11 @@ async def test_wherever_a_request_fails_once_the_version_is_ready_in_the_end(
         store.fail(number, error)
         async with open_house(tmp_path / str(number), store) as house:
             try:
-                await house.library.freeze(version("v1"), ROOT)
+                await house.library.freezes.begin(version("v1"), ROOT)
             except (ModelfsError, OSError):
                 assert number == 1
                 assert not list(house.layout.pending_root.rglob("manifest.json"))
-                await house.library.freeze(version("v1"), ROOT)
+                await house.library.freezes.begin(version("v1"), ROOT)
             view = await house.ended("v1")
             assert view.state is State.READY, view.error
             assert house.plain("v1") == FILES
@@ -408,7 +409,7 @@ async def test_a_freeze_is_given_up_by_rmdir_wherever_it_is(tmp_path: Path) -> N
     for number in range(1, 30):
         store = model()
         async with open_house(tmp_path / str(number), store) as house:
-            await house.library.freeze(version("v1"), ROOT)
+            await house.library.freezes.begin(version("v1"), ROOT)
             for _ in range(number * 3):
                 await trio.lowlevel.checkpoint()
             if number % 3 == 0:
@@ -417,7 +418,7 @@ async def test_a_freeze_is_given_up_by_rmdir_wherever_it_is(tmp_path: Path) -> N
             assert not house.layout.version(version("v1")).exists()
             with pytest.raises(NotFound):
                 await house.library.view(version("v1"))
-            assert house.library.running() == []
+            assert list(house.library.freezes) == []
             if not house.layout.retired(version("v1")).exists():
                 assert (await house.freeze("v1")).state is State.READY
                 assert house.plain("v1") == FILES
@@ -430,7 +431,7 @@ async def test_a_version_that_becomes_ready_while_it_is_removed_is_removed(
     store = model()
     async with open_house(tmp_path / "s", store) as house:
         gate = store.hold("GetObject")
-        await house.library.freeze(version("v1"), ROOT)
+        await house.library.freezes.begin(version("v1"), ROOT)
         real = versions.shelf
 
         def shelf(layout: Layout, model: ModelId) -> versions.ModelShelf:
@@ -438,7 +439,7 @@ async def test_a_version_that_becomes_ready_while_it_is_removed_is_removed(
             if found.pending:
                 monkeypatch.undo()
                 gate.open()
-                end = house.library._freezes[version("v1")]
+                end = house.library.freezes._under_way[version("v1")]
                 while end.state is not State.READY:
                     os.sched_yield()
             return found
@@ -462,7 +463,7 @@ async def test_a_version_that_was_removed_does_not_come_back(
     async with open_house(tmp_path / "s", store, watches=False) as house:
         await house.library.remove(version("v1"))
     async with open_house(tmp_path / "s", store) as house:
-        assert house.library.running() == []
+        assert list(house.library.freezes) == []
         with pytest.raises(NotFound):
             await house.library.view(version("v1"))
 
@@ -509,8 +510,8 @@ async def test_a_daemon_that_dies_at_any_step_leaves_what_another_finishes(
             counted = die_at(patch, module, name, number, after)
             try:
                 async with open_house(folder, store, is_crash=True) as house:
-                    await house.library.freeze(version("v1"), ROOT)
-                    freeze = house.library._freezes[version("v1")]
+                    await house.library.freezes.begin(version("v1"), ROOT)
+                    freeze = house.library.freezes._under_way[version("v1")]
                     await freeze.over.wait()
             except BaseException as error:
                 if not find(error):
@@ -521,12 +522,12 @@ async def test_a_daemon_that_dies_at_any_step_leaves_what_another_finishes(
         async with open_house(folder, store, host="node-b") as house:
             shelf = versions.shelf(layout, LLAMA)
             if "v1" not in shelf.ready | shelf.pending:  # mkdir never came back
-                await house.library.freeze(version("v1"), ROOT)
+                await house.library.freezes.begin(version("v1"), ROOT)
             view = await house.ended("v1")
             assert view.state is State.READY, view.error
             assert house.plain("v1") == files
             assert_sealed(layout, "v1")
-            assert (await house.library.shelf(LLAMA)).aliases["latest"] == "v1"
+            assert (await house.library.shelves.of(LLAMA)).aliases["latest"] == "v1"
             assert not layout.pending(version("v1")).exists()
             assert house.plain("v0") == FILES
         if len(counted) < number:
@@ -564,8 +565,8 @@ async def test_a_restart_fetches_only_the_files_that_were_not_finished(tmp_path:
     store = model()
     async with open_house(tmp_path / "s", store, is_crash=True) as house:
         gate = store.hold("GetObject", PREFIX + "weights/two")
-        await house.library.freeze(version("v1"), ROOT)
-        freeze = house.library._freezes[version("v1")]
+        await house.library.freezes.begin(version("v1"), ROOT)
+        freeze = house.library.freezes._under_way[version("v1")]
         await until(lambda: len(freeze.done) == 3 and gate.waiting)
     gate.open()
     sent = len(store.sent)
@@ -582,10 +583,10 @@ async def test_a_node_leaves_the_freeze_of_a_living_one_alone_and_reads_from_it(
     store, other = model(), model()
     async with open_house(tmp_path / "s", store) as here:
         gate = store.hold("GetObject")
-        await here.library.freeze(version("v1"), ROOT)
+        await here.library.freezes.begin(version("v1"), ROOT)
         async with open_house(tmp_path / "s", other, host="node-b") as there:
-            await there.library.resume()
-            assert there.library.running() == []
+            await there.library.freezes.resume()
+            assert list(there.library.freezes) == []
             view = await there.library.view(version("v1"))
             assert view.state is State.DOWNLOADING
             entry = view.folders["weights"].files["one"]
@@ -593,7 +594,7 @@ async def test_a_node_leaves_the_freeze_of_a_living_one_alone_and_reads_from_it(
             assert await file.read(5, 100) == FILES["weights/one"][5:105]
             file.close()
             with pytest.raises(AlreadyExists):
-                await there.library.freeze(version("v1"), ROOT)
+                await there.library.freezes.begin(version("v1"), ROOT)
             gate.open()
             await here.ended("v1")
             assert (await there.ended("v1")).state is State.READY
@@ -612,7 +613,7 @@ async def test_a_freeze_that_another_node_works_on_is_not_taken_away_from_it(
     store = model()
     async with open_house(tmp_path / "s", store) as here:
         gate = store.hold("GetObject")
-        await here.library.freeze(version("v1"), ROOT)
+        await here.library.freezes.begin(version("v1"), ROOT)
         async with open_house(tmp_path / "s", model(), host="node-b") as there:
             with pytest.raises(Busy, match="another node"):
                 await there.library.remove(version("v1"))
@@ -629,23 +630,23 @@ async def test_what_failed_here_may_be_cleared_and_frozen_by_another_node(
     store.flip(PREFIX + "a", 3)
     async with open_house(tmp_path / "s", store) as here:
         assert (await here.freeze("v1")).state is State.FAILED
-        await here.library._freezes[version("v1")].over.wait()
+        await here.library.freezes._under_way[version("v1")].over.wait()
         async with open_house(tmp_path / "s", other, host="node-b", is_crash=True) as there:
             assert (await there.library.view(version("v1"))).state is State.FAILED
             await there.library.remove(version("v1"))
-            here.library._changed(LLAMA)
+            here.library.shelves.changed(LLAMA)
             with pytest.raises(NotFound):
                 await here.library.view(version("v1"))
             gate = other.hold("GetObject")
-            await there.library.freeze(version("v1"), ROOT)
-            here.library._changed(LLAMA)
+            await there.library.freezes.begin(version("v1"), ROOT)
+            here.library.shelves.changed(LLAMA)
             view = await here.library.view(version("v1"))
             assert (view.state, view.error) == (State.DOWNLOADING, None)
             with pytest.raises(Busy):
                 await here.library.remove(version("v1"))
         gate.open()
         store.place(PREFIX + "a", b"better")
-        await here.library.resume()  # the other node has died
+        await here.library.freezes.resume()  # the other node has died
         assert (await here.ended("v1")).state is State.READY
         assert here.plain("v1") == {"a": b"better"}
 

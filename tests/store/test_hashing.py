@@ -96,7 +96,7 @@ async def test_what_has_come_is_hashed_while_the_rest_is_awaited(
         gate = store.hold("GetObject")
         store.unhook()
         store.hook(lambda _, r: gate(_, r) if r.offset == LAST else None)
-        await house.library.freeze(version("v1"), ROOT)
+        await house.library.freezes.begin(version("v1"), ROOT)
         await until(lambda: gate.waiting == 1 and pieces.until == LAST)
         gate.open()
         assert (await house.ended("v1")).state is State.READY

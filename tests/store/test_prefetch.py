@@ -581,7 +581,7 @@ def test_while_the_registry_is_down_nothing_is_brought_and_nothing_is_said(
 
     with caplog.at_level(logging.INFO):
         body()
-    assert {record.name for record in caplog.records} == {"modelfs.registry.registry"}
+    assert {record.name for record in caplog.records} == {"modelfs.registry.calls"}
 
 
 @trio_test

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import trio
 
-from modelfs.config import NamespaceConfig
 from modelfs.errors import Forbidden, InvalidName, NotEmpty, NotFound, StoreError
 from modelfs.names import ModelId
 from modelfs.store import sources
 from modelfs.store.freeze import State
 from modelfs.store.health import StoreHealth
 from modelfs.store.sources import Caller
+from modelfs.tables import NamespaceConfig
 from tests.fake_store import FakeStore
 from tests.trio_tests import LLAMA, PREFIX, ROOT, House, open_house, trio_test, until, version
 
@@ -128,7 +128,7 @@ async def test_chains_of_sources_are_refused(tmp_path: Path) -> None:
     further = ModelId("team-c", "llama")
     async with open_house(tmp_path / "s", store) as house:
         with pytest.raises(InvalidName, match="acme/llama"):
-            await house.library.freeze(version("v1", further), ROOT)
+            await house.library.freezes.begin(version("v1", further), ROOT)
         store.place("models/team-d/llama/", b"")
         with pytest.raises(InvalidName, match="it is acme/llama's"):
             await house.library.sources.set(ModelId("team-d", "llama"), "team-b/llama", ROOT)
@@ -148,7 +148,7 @@ async def test_a_freeze_whose_source_is_gone_says_so(tmp_path: Path) -> None:
     store = registry("acme/nothing")
     async with open_house(tmp_path / "s", store) as house:
         with pytest.raises(NotFound, match="acme/nothing, the source of team-b/llama, is gone"):
-            await house.library.freeze(version("v1", LOCAL), ROOT)
+            await house.library.freezes.begin(version("v1", LOCAL), ROOT)
 
 
 @trio_test
@@ -159,10 +159,12 @@ async def test_the_daemon_reads_a_source_for_those_alone_who_may(tmp_path: Path)
         house.library.sources._namespace_of = lambda name: closed.get(name, NamespaceConfig())
         for caller in (Caller(1001, 1001), Caller(1001, 1001, frozenset({2002}))):
             with pytest.raises(Forbidden):
-                await house.library.freeze(version("v1", LOCAL), caller)
+                await house.library.freezes.begin(version("v1", LOCAL), caller)
             with pytest.raises(Forbidden):
                 await house.library.sources.set(LOCAL, "acme/llama", caller)
-        await house.library.freeze(version("v1", LOCAL), Caller(1001, 1001, frozenset({2001})))
+        await house.library.freezes.begin(
+            version("v1", LOCAL), Caller(1001, 1001, frozenset({2001}))
+        )
         assert (await house.ended("v1", LOCAL)).manifest.uid == 1001
 
 

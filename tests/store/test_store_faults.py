@@ -63,7 +63,7 @@ async def crash_in_mid_freeze(folder: Path, store: FakeStore) -> None:
         gate = store.hold("GetObject")
         store.unhook()
         store.hook(lambda _, r: gate(_, r) if r.offset >= 36 * PART else None)
-        await house.library.freeze(version("v1"), ROOT)
+        await house.library.freezes.begin(version("v1"), ROOT)
         mark = house.layout.pending(version("v1")) / "partial" / "0.durable"
         await until(lambda: mark.exists() and int(mark.read_bytes()) == 32 * PART)
         await until(lambda: gate.waiting == 4)
@@ -123,8 +123,8 @@ async def test_what_a_full_disk_lost_at_fsync_is_fetched_again_when_there_is_spa
 
     monkeypatch.setattr(os, "fsync", fsync)
     async with open_house(tmp_path / "s", store) as house:
-        await house.library.freeze(version("v1"), ROOT)
-        freeze = house.library._freezes[version("v1")]
+        await house.library.freezes.begin(version("v1"), ROOT)
+        freeze = house.library.freezes._under_way[version("v1")]
         await until(lambda: freeze.error is not None)
         assert os.strerror(number) in str(freeze.error)
         assert freeze.state is State.DOWNLOADING
@@ -153,7 +153,7 @@ async def test_a_failure_that_cannot_be_written_down_is_written_later(
     monkeypatch.setattr(freezing, "write_durably", write_durably)
     async with open_house(tmp_path / "s", store) as house:
         gate = store.hold("GetObject")
-        await house.library.freeze(version("v1"), ROOT)
+        await house.library.freezes.begin(version("v1"), ROOT)
         store.place(PREFIX + "large", b"another")
         gate.open()
         view = await house.ended("v1")
@@ -169,8 +169,8 @@ async def test_a_freeze_whose_lock_was_lost_takes_it_again_and_goes_on(tmp_path:
     store, data = large_model()
     async with open_house(tmp_path / "s", store) as house:
         gate = store.hold("GetObject")
-        await house.library.freeze(version("v1"), ROOT)
-        freeze = house.library._freezes[version("v1")]
+        await house.library.freezes.begin(version("v1"), ROOT)
+        freeze = house.library.freezes._under_way[version("v1")]
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, freeze._lock_fd)  # as after a new mount of the store: no lock, no file
         os.close(nothing)
@@ -198,8 +198,8 @@ async def test_a_store_that_goes_away_again_meanwhile_costs_no_other_file_its_de
 
     async with open_house(tmp_path / "s", store) as house:
         gate = store.hold("GetObject")
-        await house.library.freeze(version("v1"), ROOT)
-        freeze = house.library._freezes[version("v1")]
+        await house.library.freezes.begin(version("v1"), ROOT)
+        freeze = house.library.freezes._under_way[version("v1")]
         lost = freeze._lock_fd
         fcntl.flock(lost, fcntl.LOCK_UN)
         os.dup2(nothing := os.open(os.devnull, os.O_RDONLY), lost)
@@ -225,8 +225,8 @@ async def test_a_freeze_whose_lock_another_node_has_taken_leaves_it_to_that_node
     store, _ = large_model()
     async with open_house(tmp_path / "s", store) as house:
         gate = store.hold("GetObject")
-        await house.library.freeze(version("v1"), ROOT)
-        freeze = house.library._freezes[version("v1")]
+        await house.library.freezes.begin(version("v1"), ROOT)
+        freeze = house.library.freezes._under_way[version("v1")]
         fcntl.flock(freeze._lock_fd, fcntl.LOCK_UN)
         other = pending.take_over(house.layout, version("v1"))
         assert other is not None
@@ -236,11 +236,11 @@ async def test_a_freeze_whose_lock_another_node_has_taken_leaves_it_to_that_node
         await until(freeze.over.is_set)
         store.is_down = False
         assert not freeze.is_ours
-        assert version("v1") not in house.library._freezes
+        assert version("v1") not in house.library.freezes._under_way
         assert (await house.library.view(version("v1"))).state is State.DOWNLOADING
         assert house.layout.pending(version("v1")).is_dir()  # it is the other's
         os.close(other)
-        await house.library.resume()
+        await house.library.freezes.resume()
         assert (await house.ended("v1")).state is State.READY
 
 
@@ -254,7 +254,7 @@ async def test_nothing_is_made_where_the_disk_of_the_store_is_gone(tmp_path: Pat
         await house.freeze("v1")
         with away(house.layout.root):  # which fails where something was made
             with pytest.raises(StoreError, match="is its disk mounted"):
-                await house.library.freeze(version("v2"), ROOT)
+                await house.library.freezes.begin(version("v2"), ROOT)
             with pytest.raises(StoreError, match="is its disk mounted"):
                 await house.library.make_alias(LLAMA, "production", "v1", 0)
             with pytest.raises(StoreError, match="is its disk mounted"):
@@ -270,8 +270,8 @@ async def test_a_freeze_waits_for_a_disk_that_is_gone_and_goes_on_when_it_is_bac
     store, data = large_model()
     async with open_house(tmp_path / "s", store) as house:
         gate = store.hold("GetObject")
-        await house.library.freeze(version("v1"), ROOT)
-        freeze = house.library._freezes[version("v1")]
+        await house.library.freezes.begin(version("v1"), ROOT)
+        freeze = house.library.freezes._under_way[version("v1")]
         await until(lambda: gate.waiting)
         with away(house.layout.root):
             gate.open()
@@ -369,14 +369,14 @@ async def test_a_disk_that_is_gone_is_no_model_without_versions(tmp_path: Path) 
     store, _ = large_model()
     async with open_house(tmp_path / "s", store) as house:
         await house.freeze("v1")
-        house.library._changed(LLAMA)
+        house.library.shelves.changed(LLAMA)
         with away(house.layout.root):
             with pytest.raises(StoreError, match="is its disk mounted"):
-                await house.library.shelf(LLAMA)
+                await house.library.shelves.of(LLAMA)
             with pytest.raises(StoreError, match="is its disk mounted"):
                 await house.library.namespaces()
             with pytest.raises(StoreError, match="is its disk mounted"):
                 await house.library.has_namespace("acme")
             with pytest.raises(StoreError, match="is its disk mounted"):
                 await house.library.models("acme")
-        assert (await house.library.shelf(LLAMA)).ready == {"v1"}
+        assert (await house.library.shelves.of(LLAMA)).ready == {"v1"}

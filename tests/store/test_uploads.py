@@ -8,7 +8,7 @@ import trio
 
 from modelfs.errors import AccessDenied, NotFound, RegistryUnavailable, WrongBytes
 from modelfs.registry.objects import ObjectInfo
-from modelfs.store import cuts, etags, uploads
+from modelfs.store import conflicts, cuts, etags, uploads
 from modelfs.store.confirming import Hashing, expected_of
 from modelfs.store.cuts import Cut
 from modelfs.store.stagedfile import Promise, StagedFile
@@ -369,7 +369,7 @@ async def test_an_object_that_changes_while_parts_of_it_are_copied_is_mixed_with
         found = store.below(PREFIX)
         assert found.pop("a") == DATA[::-1]
         assert list(found.values()) == [DATA + b"more"]
-        assert house.writeback.uploader.conflicts == 1
+        assert house.writeback.uploader.conflicts.count == 1
 
 
 # ---------------------------------------------------------- foreign changes
@@ -400,7 +400,7 @@ async def test_what_others_wrote_while_a_file_was_open_stays_and_ours_is_kept_be
         found = store.below(PREFIX)
         assert found.pop("a") == b"theirs"
         assert list(found.values()) == [DATA[:size]]
-        assert house.writeback.uploader.conflicts == 1
+        assert house.writeback.uploader.conflicts.count == 1
         assert staged.name.startswith("a.conflict-node-a-")
 
 
@@ -408,7 +408,7 @@ async def test_what_others_wrote_while_a_file_was_open_stays_and_ours_is_kept_be
 async def test_two_conflicts_of_one_moment_lose_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uploads, "_moment", lambda _: "20261127T120000.000")
+    monkeypatch.setattr(conflicts, "moment", lambda _: "20261127T120000.000")
     store = FakeStore()
     async with open_house(tmp_path / "s", store) as house:
         for ours in (b"ours 1", b"ours 2"):
@@ -457,7 +457,7 @@ async def test_what_others_wrote_with_the_same_bytes_is_no_conflict(tmp_path: Pa
         store.place(PREFIX + "a", b"same")
         await close(house, staged)
         assert store.below(PREFIX) == {"a": b"same"}
-        assert house.writeback.uploader.conflicts == 0
+        assert house.writeback.uploader.conflicts.count == 0
 
 
 @trio_test

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from modelfs.config import NamespaceConfig
 from modelfs.errors import Busy, RegistryUnavailable, StoreError
 from modelfs.names import ModelId, VersionId
 from modelfs.store import publishing, repair, rereading, verify, versions
@@ -18,6 +17,7 @@ from modelfs.store.layout import Layout, remove_tree
 from modelfs.store.repair import Repairer
 from modelfs.store.rereading import Pace, sha256_of
 from modelfs.store.verify import Verifier
+from modelfs.tables import NamespaceConfig
 from tests.fake_store import FakeStore
 from tests.frozen_store import LLAMA, FrozenStore, error_of, flip_a_bit
 

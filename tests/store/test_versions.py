@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from modelfs.config import NamespaceConfig
 from modelfs.errors import AlreadyExists, Busy, InvalidName, ModelfsError, NotFound, StoreError
 from modelfs.names import ModelId
 from modelfs.store import aliases, publishing, versions
 from modelfs.store import pending as freezing
 from modelfs.store.layout import Layout, remove_tree
 from modelfs.store.manifest import Manifest
+from modelfs.tables import NamespaceConfig
 from tests.store.test_manifest import entry, manifest
 from tests.trio_tests import LLAMA, version
 

@@ -11,8 +11,7 @@ import trio
 
 from modelfs.errors import Busy, NoSpace
 from modelfs.registry.objects import ObjectInfo
-from modelfs.store import cache as caches
-from modelfs.store import sidecar, warming
+from modelfs.store import layout, room, sidecar, warming
 from modelfs.store.parts import Urgency
 from tests.fake_store import FakeStore, Request, slow, unavailable
 from tests.trio_tests import PART, PREFIX, House, open_house, trio_test, until
@@ -201,9 +200,9 @@ async def test_a_warm_gives_way_where_the_disk_fills_up_and_works_when_there_is_
     info, old = place(store, "a", 30), place(store, "old", 1)
     monkeypatch.setattr(warming, "PARTS_AT_ONCE", 2)
     async with open_house(tmp_path / "s", store, min_free=50 * PART, parallel=1) as house:
-        monkeypatch.setattr(caches, "FREE_SPACE_AGE_S", -1.0)
+        monkeypatch.setattr(room, "FREE_SPACE_AGE_S", -1.0)
         monkeypatch.setattr(
-            caches, "free_bytes", lambda _: (total - others - house.cache.used_bytes, total)
+            layout, "free_bytes", lambda _: (total - others - house.cache.used_bytes, total)
         )
         await house.read(old.id.key)
 

@@ -224,7 +224,7 @@ async def test_an_upload_ends_well_wherever_it_fails(tmp_path: Path, after: bool
                 is_told = True
             await house.writeback.drain()
             assert store.below(PREFIX) == {"a": data}
-            assert house.writeback.uploader.conflicts == 0
+            assert house.writeback.uploader.conflicts.count == 0
             assert store.uploads_open <= after
         if len(store.sent) < number:
             assert not is_told
@@ -248,7 +248,7 @@ async def test_a_small_upload_ends_well_wherever_it_fails(tmp_path: Path, after:
                 pass
             await house.writeback.drain()
             assert store.below(PREFIX) == {"a": b"new"}
-            assert house.writeback.uploader.conflicts == 0
+            assert house.writeback.uploader.conflicts.count == 0
 
 
 # ----------------------------------------------------------------- conflicts
@@ -274,7 +274,7 @@ async def test_where_others_changed_the_object_theirs_stays_and_ours_is_kept_bes
         assert found.pop("a") == b"theirs"
         ((name, data),) = found.items()
         assert (name[:19], data) == ("a.conflict-node-a-2", b"ours")
-        assert house.writeback.uploader.conflicts == 1
+        assert house.writeback.uploader.conflicts.count == 1
 
 
 @trio_test
@@ -313,7 +313,7 @@ async def test_an_upload_that_had_arrived_before_the_crash_is_no_conflict(
     async with open_house(tmp_path / "s", store) as house:
         await house.writeback.drain()
         assert store.below(PREFIX) == {"a": b"ours"}
-        assert house.writeback.uploader.conflicts == 0
+        assert house.writeback.uploader.conflicts.count == 0
 
 
 @trio_test
@@ -355,7 +355,7 @@ async def test_a_file_that_is_written_again_after_an_upload_without_an_answer_is
     async with open_house(tmp_path / "s", store) as house:  # and it is known after a crash, too
         await house.writeback.drain()
         assert store.below(PREFIX) == {"a": b"second"}
-        assert house.writeback.uploader.conflicts == 0
+        assert house.writeback.uploader.conflicts.count == 0
 
 
 @trio_test

@@ -1,0 +1,142 @@
+"""What lies in `staged/HOST`, and the blocking work on it, run in threads; staging.py says what.
+
+Nothing here changes what the event loop owns of a StagedFile, but for the descriptor of a new one.
+"""
+
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelfs.errors import InvalidName, StoreError
+from modelfs.names import ModelId, parse_model
+from modelfs.store.layout import close_fd, write_durably
+from modelfs.store.stagedfile import Promise, StagedFile
+
+log = logging.getLogger(__name__)
+
+COPY_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class LeftUpload:
+    """A multipart upload of an earlier daemon.
+
+    Where `id` is None its answer is lost: it may have begun since `since_ns` (epoch).
+    """
+
+    key: str
+    id: str | None
+    since_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A staged file as an earlier daemon left it."""
+
+    path: Path
+    model: ModelId
+    name: str
+    base_etag: str | None
+    mtime_ns: int
+    promise: Promise
+    size: int
+    sent_etags: tuple[str, ...]
+    upload: LeftUpload | None
+
+
+def reopen(staged: StagedFile) -> None:
+    """Open the file anew under the descriptor that it has."""
+    opened = os.open(staged.path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.dup2(opened, staged.fd, inheritable=False)  # who has it open goes on with it
+    finally:
+        os.close(opened)
+
+
+def sidecar_of(path: Path) -> Path:
+    """Return where it is said whose bytes lie at `path`."""
+    return path.with_suffix(".json")
+
+
+def create(staged: StagedFile, source: int) -> None:
+    """Make the file and its sidecar, with its `size` first bytes of the descriptor `source`."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    staged.fd = os.open(staged.path, flags, 0o600)
+    try:
+        _copy(source, staged.fd, staged.size)
+        record(staged, False)
+    except BaseException:
+        os.close(staged.fd)
+        staged.path.unlink(missing_ok=True)
+        raise
+
+
+def record(staged: StagedFile, durable: bool) -> None:
+    """Write the sidecar; `durable` makes it, and the bytes before it, outlive a power cut."""
+    sidecar = sidecar_of(staged.path)
+    if durable:
+        if staged.fd >= 0:
+            os.fsync(staged.fd)
+        write_durably(sidecar, staged.record())
+    else:
+        temporary = sidecar.with_suffix(".new")
+        temporary.write_bytes(staged.record())
+        temporary.replace(sidecar)
+
+
+def remove(path: Path, fd: int, with_bytes: bool) -> None:
+    """Remove the sidecar at last: a crash before leaves what is known of the bytes."""
+    if fd >= 0:
+        close_fd(fd)
+    if with_bytes:
+        path.unlink(missing_ok=True)
+    sidecar_of(path).unlink(missing_ok=True)
+
+
+def write(fd: int, offset: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _copy(source: int, target: int, size: int) -> None:
+    offset = 0
+    while offset < size:
+        data = os.pread(source, min(COPY_BYTES, size - offset), offset)
+        if not data:
+            raise StoreError("a cached file is shorter than its object")
+        write(target, offset, data)
+        offset += len(data)
+
+
+def load(folder: Path) -> list[Found]:
+    """Return what an earlier daemon left, the oldest record first; what is only half is swept."""
+    found = []
+    for sidecar in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
+        path = sidecar.with_suffix("")
+        try:
+            content = json.loads(sidecar.read_bytes())
+            found.append(
+                Found(
+                    path,
+                    parse_model(content["model"]),
+                    content["path"],
+                    content["base_etag"],
+                    content["mtime_ns"],
+                    Promise(content["promise"]),
+                    path.stat().st_size,
+                    tuple(content.get("sent_etags", ())),
+                    LeftUpload(*content["upload"]) if content.get("upload") else None,
+                )
+            )
+        except FileNotFoundError:
+            sidecar.unlink()  # its bytes went into the cache in the moment of the crash
+        except (OSError, ValueError, KeyError, TypeError, InvalidName) as error:
+            log.error("the staged file %s is damaged, and left alone: %s", sidecar, error)
+    for path in folder.iterdir():
+        if path.suffix != ".json" and not sidecar_of(path).exists():
+            path.unlink()  # removed while it was open, or a crash's half-made record
+    return found
