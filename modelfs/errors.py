@@ -104,7 +104,11 @@ class Stale(ModelfsError):
 
 
 class WrongBytes(ModelfsError):
-    pass
+    """`stored_etag` is what the registry shows of bytes that it took and should not have taken."""
+
+    def __init__(self, text: str, stored_etag: str | None = None) -> None:
+        super().__init__(text)
+        self.stored_etag = stored_etag
 
 
 class VersionFailed(ModelfsError):

@@ -50,6 +50,11 @@ def set_up(level: str, registry: str) -> None:
         root.removeHandler(old)
     root.addHandler(_FoldingHandler(handler))
     root.setLevel(logging.WARNING)
+    set_level(level)
+
+
+def set_level(level: str) -> None:
+    """Have our own lines said from this level on."""
     logging.getLogger("modelfs").setLevel(level.upper())
 
 

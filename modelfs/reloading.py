@@ -13,6 +13,7 @@ import trio
 
 from modelfs.config import Config
 from modelfs.errors import ModelfsError
+from modelfs.logs import set_level
 from modelfs.mount.fuse import Operations
 from modelfs.mount.tree import Reloaded, Services
 from modelfs.registry.s3 import S3Store
@@ -29,7 +30,7 @@ LIVE = frozenset(
         *("region", "credentials", "ca_bundle", "addressing", "timeout_s"),
         *("upload_role", "upload_expires_s"),
         *("metadata_ttl_s", "drain_timeout_s", "read_ahead", "read_ahead_formats"),
-        *("store_filesystem", "local_only", "staged_max", "cache", "namespaces"),
+        *("store_filesystem", "local_only", "staged_max", "cache", "namespaces", "log_level"),
     }
 )
 
@@ -74,6 +75,8 @@ class Reloading:
         before = services.config
         services.config = config
         self._apply(config)
+        if "log_level" in changed:  # else what the command line said holds
+            set_level(config.log_level)
         await self._own_namespaces(before, config)
         self._tell(file, new, changed)
         return config

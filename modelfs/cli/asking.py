@@ -24,7 +24,7 @@ def ask(mount: Mount) -> Answer:
     known = {"registry": mount.registry, "mountpoint": str(mount.path), "mounted": True}
     try:
         return {**known, **read_status(mount), "answers": True}
-    except (DaemonGone, DaemonSilent) as error:
+    except (DaemonGone, DaemonSilent, OSError) as error:  # no process more can be begun
         return {**known, "answers": False, "error": str(error)}
 
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from modelfs.cli.output import count_text, printable, share_text, size_text, time_text
-from modelfs.cli.telling import BAD, BUSY, GOOD, ago_text, problems
+from modelfs.cli.telling import BAD, BUSY, GOOD, problems, since_text
 
 LABEL_WIDTH = 10
 BAR_WIDTH = 20
@@ -97,8 +97,8 @@ def _add(grid: Table, label: str, text: str, style: str = "") -> None:
 
 def _add_state(grid: Table, answer: dict[str, Any]) -> None:
     now_ns, since_ns = answer.get("now_ns"), answer.get("reachable_since_ns")
-    since = f"since {time_text(since_ns)}, {ago_text(since_ns, now_ns)}"
-    up = f"up {ago_text(answer.get('started_ns'), now_ns)}, pid {answer.get('pid')}"
+    since = f"since {time_text(since_ns)}, {since_text(since_ns, now_ns)}"
+    up = f"up {since_text(answer.get('started_ns'), now_ns)}"
     if answer.get("reachable"):
         _add(grid, "registry", f"reachable {since}; {up}", GOOD)
     else:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from modelfs.cli.output import count_text, share_text, size_text
+from modelfs.wording import NOTHING, age_text
 
 LISTED_MAX = 20  # uploads, hidden keys... of a person's table; --json has all
 
@@ -91,15 +92,9 @@ def freeze_line(freeze: dict[str, Any]) -> Line:
 
 
 def _since(time_ns: int | None) -> str:
-    return f" {ago_text(time_ns)}" if time_ns else ""
+    return f" {since_text(time_ns)}" if time_ns else ""
 
 
-def ago_text(time_ns: int | None, now_ns: int | None = None) -> str:
-    """Return how long ago a point of time is, roughly: `3 min`."""
-    if not time_ns:
-        return "-"
-    seconds = max(0, ((now_ns or time.time_ns()) - time_ns) // 10**9)
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds // length} {unit}"
-    return f"{seconds} s"
+def since_text(time_ns: int | None, now_ns: int | None = None) -> str:
+    """Return how long ago a point of time is: `3 minutes`."""
+    return age_text((now_ns or time.time_ns()) - time_ns) if time_ns else NOTHING

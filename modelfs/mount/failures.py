@@ -8,6 +8,8 @@ import logging
 import os
 from typing import Any
 
+import trio
+
 from modelfs.errors import ModelfsError
 
 log = logging.getLogger(__name__)
@@ -16,8 +18,22 @@ log = logging.getLogger(__name__)
 _FAULTS = frozenset({errno.EIO, errno.EACCES, errno.ENOSPC, errno.EDQUOT})
 
 
-def log_refusal(operation: str, place: str, error: ModelfsError | OSError) -> int:
-    """Log an error that is understood; return its errno for the kernel."""
+def log_failure(operation: str, place: str, error: Exception, limit_s: float) -> int:
+    """Log the error that is being handled; return its errno for the kernel.
+
+    `limit_s` is what a handler that was too slow had.
+    """
+    if isinstance(error, ModelfsError | OSError):
+        return _log_refusal(operation, place, error)
+    fields = _fields(operation, place, errno.EIO)
+    if isinstance(error, trio.TooSlowError):
+        log.error("%s gave up after %.0f s: EIO: %s", operation, limit_s, place, extra=fields)
+    else:
+        log.exception("%s failed by a bug: EIO: %s", operation, place, extra=fields)
+    return errno.EIO
+
+
+def _log_refusal(operation: str, place: str, error: ModelfsError | OSError) -> int:
     if isinstance(error, ModelfsError):
         number, reason = error.errno, str(error)
         level = logging.WARNING if number in _FAULTS else logging.DEBUG
@@ -28,18 +44,6 @@ def log_refusal(operation: str, place: str, error: ModelfsError | OSError) -> in
     fields = _fields(operation, place, number)
     log.log(level, "%s %s: %s: %s", operation, place, name, reason, extra=fields)
     return number
-
-
-def log_late(operation: str, place: str, limit_s: float) -> None:
-    """Log a handler that has not ended within its limit."""
-    fields = _fields(operation, place, errno.EIO)
-    log.error("%s gave up after %.0f s: EIO: %s", operation, limit_s, place, extra=fields)
-
-
-def log_bug(operation: str, place: str) -> None:
-    """Log the exception that is being handled, with its traceback."""
-    fields = _fields(operation, place, errno.EIO)
-    log.exception("%s failed by a bug: EIO: %s", operation, place, extra=fields)
 
 
 def _fields(operation: str, place: str, number: int) -> dict[str, Any]:

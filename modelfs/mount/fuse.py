@@ -88,15 +88,11 @@ class Operations(pyfuse3.Operations):
         """Return the errno of what a handler has raised; the log says what is no daily matter."""
         if isinstance(error, pyfuse3.FUSEError):
             return int(error.errno)
-        place = self._open.place(self.tree, name, args)
-        if isinstance(error, trio.TooSlowError):
-            failures.log_late(name, place, self.deadline_s)
-            return errno.EIO
-        if isinstance(error, ModelfsError | OSError):
-            return failures.log_refusal(name, place, error)
-        self.tree.services.bugs += 1
-        failures.log_bug(name, place)
-        return errno.EIO
+        if not isinstance(error, ModelfsError | OSError | trio.TooSlowError):
+            self.tree.services.bugs += 1
+        return failures.log_failure(
+            name, self._open.place(self.tree, name, args), error, self.deadline_s
+        )
 
     def set_timeout(self, timeout_s: float) -> None:
         """Let the registry be silent for so long from now on."""

@@ -85,8 +85,18 @@ class _Families:
         yield self._gauge("build_info", text, {(__version__, python): 1}, labels)
         yield self._gauge(
             "start_timestamp_seconds",
-            "When the daemon read its configuration and began.",
+            "When the daemon began.",
             services.started_ns * NANO,
+        )
+        yield self._gauge(
+            "config_read_timestamp_seconds",
+            "When the configuration was read last, at the start or for a reload.",
+            services.reloaded.read_ns * NANO,
+        )
+        yield self._gauge(
+            "config_refused",
+            "1 where it was wrong then, and the one before it goes on.",
+            services.reloaded.error is not None,
         )
         yield self._histogram(
             "event_loop_lag_seconds",

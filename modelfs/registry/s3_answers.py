@@ -121,7 +121,7 @@ def checked_etag(answer: Answer, digest: bytes, key: str) -> str:
     etag = etag_of(answer)
     if is_md5(etag) and not has_own_etag(answer) and etag != digest.hex():
         raise WrongBytes(
-            f"{key!r}: sent bytes with MD5 {digest.hex()}, the registry has others ({etag})"
+            f"{key!r}: sent bytes with MD5 {digest.hex()}, the registry has others ({etag})", etag
         )
     return etag
 

@@ -103,6 +103,8 @@ class Uploader:
                 if not tries_left:
                     raise
                 log.info("put again: %s", error)
+                if isinstance(error, WrongBytes) and error.stored_etag:
+                    staged.sent_etags.add(error.stored_etag)  # it is no stranger's
                 condition = await self._look_again(staged, condition, isinstance(error, Stale))
         raise AssertionError("unreachable")
 

@@ -1,5 +1,6 @@
 """What an operator meets: lines of the log, a model's cached share, the removal of models."""
 
+import errno
 import os
 import re
 
@@ -9,7 +10,9 @@ from modelfs.logs import KIND_MAX
 from tests.endpoints import S3Endpoint
 from tests.faulty_proxy import Fault, FaultyProxy
 from tests.mount.conftest import MakeMount
+from tests.mount.test_reload import reload
 from tests.mounting import Mount, refused, wait_until, xattr
+from tests.prometheus import metrics_of
 
 pytestmark = pytest.mark.mount
 
@@ -73,3 +76,16 @@ def test_rm_of_a_model_takes_nothing_with_it_unless_everything_is_said(moto_moun
     assert "acme/llama is deleted" in done.stdout
     assert os.listdir(moto_mount.path / "acme") == []
     assert moto_mount.objects() == {}
+
+
+def test_the_log_says_more_after_a_reload_and_the_metrics_tell_of_one_that_was_refused(
+    moto_mount: Mount,
+) -> None:
+    assert " DEBUG " not in moto_mount.log()
+    assert reload(moto_mount, log_level="debug")["applied"] == ["log_level"]
+    with refused(errno.EINVAL):
+        (moto_mount.model / "no-version").mkdir()
+    assert "DEBUG modelfs.mount.failures: mkdir acme/llama/no-version: EINVAL" in moto_mount.log()
+    assert 'modelfs_config_refused{registry="hub"} 0.0' in metrics_of(moto_mount.path)
+    assert reload(moto_mount, log_level="loud")["error"]
+    assert 'modelfs_config_refused{registry="hub"} 1.0' in metrics_of(moto_mount.path)

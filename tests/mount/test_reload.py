@@ -75,6 +75,20 @@ def test_a_shorter_timeout_holds_for_the_next_request(
     assert "sent nothing for 1 s" in mount.log() or "does not answer" in mount.log()
 
 
+def test_the_log_says_more_and_less_when_its_level_changes(moto_mount: Mount) -> None:
+    assert " DEBUG " not in moto_mount.log()
+    reload(moto_mount, log_level="debug")
+    with refused(errno.ENOENT):
+        (moto_mount.main / "absent").read_bytes()
+    with refused(errno.EINVAL):
+        (moto_mount.model / "none of ours").mkdir()
+    wait_until(lambda: " DEBUG " in moto_mount.log())
+    reload(moto_mount, log_level="error")
+    said = len(moto_mount.log())
+    reload(moto_mount, timeout=4)
+    assert " INFO " not in moto_mount.log()[said:]
+
+
 def test_what_wants_a_restart_is_named_and_stays_as_it_was(
     moto_mount: Mount, tmp_path: Path
 ) -> None:

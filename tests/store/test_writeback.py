@@ -359,6 +359,26 @@ async def test_a_file_that_is_written_again_after_an_upload_without_an_answer_is
 
 
 @trio_test
+async def test_torn_bytes_that_a_registry_took_are_no_conflict(tmp_path: Path) -> None:
+    """Written to while it was sent, to a registry that does not look at Content-MD5."""
+    store = FakeStore()
+    base = store.place(PREFIX + "a", b"base")
+
+    def take_what_changes(store: FakeStore, request: Request) -> None:
+        if request.operation == "PutObject":
+            store.unhook()
+            trio.from_thread.run(house.staging.write, staged, 1, b"xx")
+            torn = store.place(PREFIX + "a", b"data, torn")
+            raise WrongBytes("others than were sent", torn.id.etag)
+
+    async with open_house(tmp_path / "s", store) as house:
+        staged = await staged_with(house, "a", b"data", base)
+        store.hook(take_what_changes)
+        await house.writeback.publish(staged)
+        assert store.below(PREFIX) == {"a": b"dxxa"}
+
+
+@trio_test
 async def test_a_file_that_is_removed_while_it_waits_is_never_uploaded(tmp_path: Path) -> None:
     store = FakeStore()
     async with open_house(tmp_path / "s", store) as house:
