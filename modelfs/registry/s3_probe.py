@@ -5,7 +5,6 @@ namespaces alone: a key with no slash behind it is no namespace, and a name with
 could not be one. Nothing is made but below such a key.
 """
 
-import json
 import os
 import re
 import uuid
@@ -16,6 +15,7 @@ from typing import Any
 
 from modelfs.errors import AccessDenied, ModelfsError, NotFound, Stale
 from modelfs.registry.objects import ObjectId, ObjectInfo, UnfinishedUpload
+from modelfs.registry.rights import session_policy
 from modelfs.registry.s3 import S3Store
 from modelfs.registry.s3_settings import S3Settings
 
@@ -153,18 +153,8 @@ class S3Probe(S3Store):
 
     def assume(self, role: str, prefix: str) -> None:
         """Ask STS for credentials of `role` that hold below `prefix` alone; they are dropped."""
-        policy = {
-            "Version": "2012-10-17",
-            "Statement": [
-                {
-                    "Effect": "Allow",
-                    "Action": ["s3:PutObject"],
-                    "Resource": [f"arn:aws:s3:::{self._bucket}/{prefix}*"],
-                }
-            ],
-        }
-        said = json.dumps(policy, separators=(",", ":"))  # Ceph takes no blanks
-        self._clients.assume_role(role, "modelfs-doctor", SESSION_S, said)
+        policy = session_policy(self._bucket, prefix)
+        self._clients.assume_role(role, "modelfs-doctor", SESSION_S, policy)
 
 
 @contextmanager

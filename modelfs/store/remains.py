@@ -15,6 +15,7 @@ from modelfs.errors import InvalidName
 from modelfs.names import VersionId, parse_model
 from modelfs.store.layout import Layout, names_in
 from modelfs.store.stagedfile import Promise
+from modelfs.store.stagedfolder import sidecar_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +55,17 @@ def staged_files(layout: Layout) -> list[Staged]:
             stat = path.stat()
         except FileNotFoundError:  # it was uploaded just now
             continue
-        described = _described(path.with_suffix(".json"))
+        described = _described(path)
         found.append(Staged(path, *described, stat.st_size, stat.st_mtime_ns))
     return found
 
 
-def _described(sidecar: Path) -> tuple[str, Promise | None]:
+def _described(path: Path) -> tuple[str, Promise | None]:
     try:
-        content = json.loads(sidecar.read_bytes())
+        content = json.loads(sidecar_of(path).read_bytes())
         return f"{content['model']}/main/{content['path']}", Promise(content["promise"])
     except (OSError, ValueError, KeyError, TypeError):
-        return str(sidecar.with_suffix("")), None
+        return str(path), None
 
 
 def has_daemon(layout: Layout) -> bool:

@@ -91,6 +91,8 @@ def _model_folders(layout: Layout, namespace: str) -> set[str]:
 
 def shelf(layout: Layout, model: ModelId) -> ModelShelf:
     """Return what the store holds of one model."""
+    # Read first: a version that becomes ready between the two looks is in one of them, or in both.
+    pending = {n for n in _names(layout.pending_model(model)) if is_version_name(n)}
     ready, links = set(), {}
     for entry in _scan(layout.model(model)):
         if entry.is_symlink():
@@ -98,7 +100,7 @@ def shelf(layout: Layout, model: ModelId) -> ModelShelf:
                 links[entry.name] = os.readlink(entry.path)
         elif is_version_name(entry.name) and entry.is_dir():
             ready.add(entry.name)
-    pending = {n for n in _names(layout.pending_model(model)) if is_version_name(n)} - ready
+    pending -= ready
     source = _linked_model(links.pop(MAIN, ""))
     if not (ready or pending or links or source):
         layout.check_there()  # else a disk that is gone would be a model without versions

@@ -6,8 +6,10 @@ import os
 import stat
 import threading
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,6 +43,32 @@ def make(layout: Layout, name: str, ready_ns: int = 1) -> Manifest:
     aliases.follow_latest(layout, LLAMA)
     publishing.discard_pending(layout, made.id)
     return made
+
+
+def test_a_version_that_becomes_ready_while_its_model_is_looked_at_is_seen(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make(layout, "v1")
+    ready, coming = layout.version(made.id), layout.pending(made.id)
+    ready.parent.chmod(0o755)
+    coming.parent.mkdir(parents=True, exist_ok=True)
+    ready.rename(coming)
+    looked_at = list[Path]()
+
+    def then_published(look: Callable[[Path], Iterable[Any]]) -> Callable[[Path], list[Any]]:
+        def wrapped(folder: Path) -> list[Any]:
+            found = list(look(folder))
+            looked_at.append(folder)
+            if len(looked_at) == 1:
+                coming.rename(ready)  # between the two looks
+            return found
+
+        return wrapped
+
+    for look in ("_scan", "_names"):
+        monkeypatch.setattr(versions, look, then_published(getattr(versions, look)))
+    shelf = versions.shelf(layout, LLAMA)
+    assert (len(looked_at), shelf.ready, shelf.pending) == (2, {"v1"}, frozenset())
 
 
 def aliases_of(layout: Layout) -> dict[str, str]:
