@@ -90,9 +90,8 @@ class Operations(pyfuse3.Operations):
             return int(error.errno)
         if not isinstance(error, ModelfsError | OSError | trio.TooSlowError):
             self.tree.services.bugs += 1
-        return failures.log_failure(
-            name, self._open.place(self.tree, name, args), error, self.deadline_s
-        )
+        place = self._open.place(self.tree, name, args)
+        return failures.log_failure(name, place, error, self.deadline_s)
 
     def set_timeout(self, timeout_s: float) -> None:
         """Let the registry be silent for so long from now on."""
