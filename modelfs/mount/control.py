@@ -56,12 +56,16 @@ class ControlFolder(Folder):
     async def names(self) -> list[str]:
         """Return what is here now."""
 
+    async def has(self, name: str) -> bool:
+        """Tell whether a name is here now."""
+        return name in await self.names()
+
     @abstractmethod
     def make(self, name: str) -> Node:
         """Return the node of a name that is here."""
 
     async def lookup(self, name: str) -> Node:
-        if name not in await self.names():
+        if not await self.has(name):
             raise NotFound(f"there is no {name} here")
         node = self.make(name)
         await node.refresh()
@@ -90,10 +94,14 @@ class ModelControl(ControlFolder):
         self.model = model
 
     async def names(self) -> list[str]:
-        names = ["aliases.jsonl", "versions"]
-        if await self.services.library.sources.find(self.model) is None:  # else main/ is another's
-            names.insert(1, UPLOAD_SCRIPT)
-        return names
+        script = [UPLOAD_SCRIPT] if await self.has(UPLOAD_SCRIPT) else []
+        return ["aliases.jsonl", *script, "versions"]
+
+    async def has(self, name: str) -> bool:
+        """Tell whether a name is here now; of the script alone the registry may be asked."""
+        if name == UPLOAD_SCRIPT:  # else main/ is another's
+            return await self.services.library.sources.find(self.model) is None
+        return name in ("aliases.jsonl", "versions")
 
     def make(self, name: str) -> Node:
         if name == "versions":

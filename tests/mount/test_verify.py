@@ -95,7 +95,7 @@ def test_a_version_that_could_not_be_repaired_is_named_everywhere_until_it_is(
     wait_until(lambda: mount.status()["damaged"] == named)
     manifest = json.loads((mount.model / ".modelfs/versions/v1.json").read_bytes())
     assert (manifest["state"], manifest["error"]) == ("ready", reason)
-    assert f"ready: {reason}" in mount.run("ls", "acme/llama").stdout
+    assert f"damaged: {reason}" in mount.run("ls", "acme/llama").stdout
     assert f"damaged acme/llama@v1: {reason}" in mount.run("status").stdout
 
     assert mount.bucket.put(mount.key("a"), b"one") == etag
@@ -121,7 +121,7 @@ def test_a_version_that_is_mounted_natively_says_what_is_wrong_with_it(
     assert mount.run("verify", "--all").returncode == 1
     assert version.stat().st_dev != mount.model.stat().st_dev
     assert "a has changed in the registry" in xattr(version, "error")
-    assert "ready: a: wrong bytes" in mount.run("ls", "acme/llama").stdout
+    assert "damaged: a: wrong bytes" in mount.run("ls", "acme/llama").stdout
     wait_until(lambda: [d["version"] for d in mount.status()["damaged"]] == ["acme/llama@v1"])
     assert mount.stop() == 0
 
