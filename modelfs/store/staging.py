@@ -28,7 +28,7 @@ from modelfs.names import ModelId
 from modelfs.registry.objects import ObjectInfo
 from modelfs.store import stagedfolder
 from modelfs.store.cuts import CleanSpans
-from modelfs.store.etags import expected_etag
+from modelfs.store.etags import SINGLE_PUT_MAX, expected_etag
 from modelfs.store.localreads import Buffer, LocalReads
 from modelfs.store.parts import PartFile
 from modelfs.store.stagedfile import Promise, StagedFile
@@ -198,10 +198,12 @@ class Staging:
     async def _reopen(self, staged: StagedFile) -> None:
         """Before a file is changed again: take the promise back, if the registry has it.
 
-        Where it may have it, remember what that would look like: it is no stranger's.
+        Where it may have it, remember what that would look like: it is no stranger's. An upload in
+        parts remembers that itself.
         """
+        is_whole = staged.size <= SINGLE_PUT_MAX
         is_unknown = staged.is_recovered or staged.lock.locked()  # locked: an upload is under way
-        if is_unknown and staged.tried_generation == staged.generation:
+        if is_whole and is_unknown and staged.tried_generation == staged.generation:
             staged.sent_etags.add(await self.etag(staged))
             await self.promise(staged, staged.promise, durable=False)
         if staged.promise is not Promise.OPEN and not staged.is_dirty:

@@ -23,6 +23,8 @@ class Show:
     def begin(self, total: int) -> None:
         self._total = total
         self._began = self._shown_at = time.monotonic()
+        if self._is_terminal:
+            self._draw(self._began)
 
     def moved(self, count: int) -> None:
         with self._lock:
