@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from tests.endpoints import CephServer, S3Endpoint, S3Server
 
 CEPH_REQUIRED = os.environ.get("MODELFS_REQUIRE_CEPH") == "1"
 CEPH_DIRECTORY = Path(os.environ.get("MODELFS_CEPH_DIR") or f"/tmp/modelfs-ceph-{os.getuid()}")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what is in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what tests start can be interrupted
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -84,9 +84,7 @@ class Conflicts:
         """Tell whether it is what the file replaces, or an earlier try that did arrive."""
         if theirs.id.etag in (staged.base_etag, *staged.sent_etags):
             return True
-        if theirs.size != staged.size:
-            return False
-        return theirs.id.etag == await self._staging.etag(staged)
+        return theirs.size == staged.size and await self._staging.is_content_of(staged, theirs)
 
 
 def moment(time_ns: int) -> str:

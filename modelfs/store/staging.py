@@ -23,12 +23,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from modelfs.concurrency import Threads
-from modelfs.errors import StoreError
+from modelfs.errors import StoreError, WrongBytes
 from modelfs.names import ModelId
 from modelfs.registry.objects import ObjectInfo
 from modelfs.store import stagedfolder
+from modelfs.store.confirming import expected_of
 from modelfs.store.cuts import CleanSpans
 from modelfs.store.etags import SINGLE_PUT_MAX, expected_etag
+from modelfs.store.hashing import hashes
 from modelfs.store.localreads import Buffer, LocalReads
 from modelfs.store.parts import PartFile
 from modelfs.store.stagedfile import Promise, StagedFile
@@ -183,6 +185,17 @@ class Staging:
         self._check_bound(staged, size)
         await self._disk.run(os.ftruncate, staged.fd, size)
         staged.was_cut(size)
+
+    async def is_content_of(self, staged: StagedFile, info: ObjectInfo) -> bool:
+        """Tell whether an object has the bytes of the file, as far as its ETag says."""
+        expected = expected_of(info)
+        try:
+            return (
+                expected.confirmed_by(await self._disk.run(hashes, staged.path, expected))
+                is not None
+            )
+        except WrongBytes:
+            return False
 
     async def etag(self, staged: StagedFile) -> str:
         """Return the ETag that the file as it is has when it is uploaded whole."""

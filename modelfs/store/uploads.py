@@ -227,8 +227,11 @@ class Uploader:
             return await self._registry.call_upload(copy)
         except ModelfsError as error:
             log.warning("%s has the time at which its upload began: %s", info.id.key, error)
-            staged.mtime_ns = upload.mtime_ns
-            return info
+        found = await self._registry.call(self._registry.store.head, info.id.key)
+        if found.size == info.size and found.mtime_ns == staged.mtime_ns:
+            return found  # the copy was made, and its answer lost
+        staged.mtime_ns = upload.mtime_ns
+        return info
 
     async def _send_sparing(
         self, staged: StagedFile, pieces: list[Piece], condition: str

@@ -156,6 +156,7 @@ def test_an_outage_costs_bounded_errors_and_nothing_else(
             "uploaded_files": 0,
             "conflicts": 0,
             "bugs": 0,
+            "failed_tasks": 0,
         }
     wait_until(lambda: xattr(mount.path / "acme/unseen/v1", "state") == "ready", 20)
     assert mount.stop() == 0

@@ -246,6 +246,41 @@ async def test_the_time_of_a_file_whose_upload_began_early_is_that_of_its_last_w
         assert store.requests()["GetObject"] == 0
 
 
+@pytest.mark.parametrize("is_killed", [False, True])
+@trio_test
+async def test_a_time_that_was_set_without_an_answer_is_no_one_else_s_change(
+    tmp_path: Path, is_killed: bool
+) -> None:
+    store = FakeStore()
+
+    def lose(store: FakeStore, request: Request) -> None:
+        if request.operation == "CopyObject":
+            store.fail(0, AccessDenied("the answer was lost"), after=True)  # of this request
+        elif is_killed and store.requests()["CopyObject"]:
+            raise AccessDenied("the daemon was killed")
+
+    store.hook(lose)
+    async with open_house(tmp_path / "s", store, is_crash=is_killed) as house:
+        staged = await create(house)
+        await write(house, staged, 0, DATA)
+        await until(lambda: store.requests()["UploadPart"] == 10)
+        staged.mtime_ns = 1234_500_000_000
+        try:
+            await house.writeback.publish(staged)
+            assert not is_killed
+            await write(house, staged, 0, b"more")
+            await close(house, staged)
+            assert store.below(PREFIX) == {"a": b"more" + DATA[4:]}
+            assert house.writeback.uploader.conflicts.count == 0
+        except AccessDenied:
+            assert is_killed
+    store.unhook()
+    async with open_house(tmp_path / "s", store) as house:
+        await house.writeback.drain()
+        assert list(store.below(PREFIX)) == ["a"]
+        assert house.writeback.uploader.conflicts.count == 0
+
+
 # ------------------------------------------------------- what differs alone
 
 
