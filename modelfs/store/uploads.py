@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 PARALLEL_PARTS = 8  # of one file
 AHEAD_FROM = 24 * cuts.MIB  # bytes written in order, from which on parts go before close()
-AHEAD_PARTS = 4  # on their way while a file is written
+AHEAD_PARTS = 8  # on their way while a file is written
 ABORT_LIMIT_S = 5.0
 CLOCKS_DIFFER_NS = 60 * 10**9  # the registry's and ours
 PUT_TRIES = 3  # of a file of which the registry says that it came wrong, or has changed
