@@ -125,7 +125,7 @@ async def test_what_is_written_here_and_there_waits_for_its_close(tmp_path: Path
 @trio_test
 async def test_few_parts_are_on_their_way_while_a_file_is_written(tmp_path: Path) -> None:
     store = FakeStore()
-    async with open_house(tmp_path / "s", store) as house:
+    async with open_house(tmp_path / "s", store, parallel=16) as house:
         gate = store.hold("UploadPart")
         staged = await create(house)
         await write(house, staged, 0, DATA)
