@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounting import SCALE, Mount, content, wait_until
+from tests.endpoints import S3Endpoint
+from tests.mount.conftest import MakeMount
+from tests.mounting import SCALE, content, wait_until
 
 pytestmark = [pytest.mark.mount, pytest.mark.ceph]
 
@@ -51,8 +53,11 @@ def most_memory_mib(pid: int) -> float:
 
 
 @pytest.mark.timeout(120 + 60 * SCALE, func_only=True)
-def test_what_twenty_processes_left_is_in_the_tree_and_in_the_bucket(ceph_mount: Mount) -> None:
-    mount = ceph_mount
+def test_what_twenty_processes_left_is_in_the_tree_and_in_the_bucket(
+    ceph_bucket: S3Endpoint, make_mount: MakeMount
+) -> None:
+    mount = make_mount(ceph_bucket, timeout=30)  # twenty wait for one gateway
+    mount.model.mkdir(parents=True)
     for number in range(5):
         (mount.main / f"folder-{number}").mkdir()
     words = [sys.executable, "-c", WORKER, str(mount.main)]
