@@ -72,14 +72,15 @@ class PartedUpload:
 
     def take_ahead(self, written_until: int) -> Piece | None:
         """Return the next part that is written whole, as being on its way; None for none yet."""
-        piece = self._cut.piece(self._next_ahead, written_until)
-        if not self.sends_ahead or piece.length < self._cut.piece(piece.number, NO_END).length:
-            return None
-        self._next_ahead += 1
-        if self._has(piece) or piece.number in self._flights:
-            return self.take_ahead(written_until)
-        self._flights[piece.number] = trio.Event()
-        return piece
+        while self.sends_ahead:
+            piece = self._cut.piece(self._next_ahead, written_until)
+            if piece.length < self._cut.piece(piece.number, NO_END).length:
+                return None
+            self._next_ahead += 1
+            if not self._has(piece) and piece.number not in self._flights:
+                self._flights[piece.number] = trio.Event()
+                return piece
+        return None
 
     async def send(self, fd: int, piece: Piece) -> None:
         """See that the registry has a part as it is now; one on its way is waited for."""

@@ -205,6 +205,7 @@ class Uploader:
         await side_by_side([work] * PARALLEL_PARTS, PARALLEL_PARTS)
 
     async def _finish(self, staged: StagedFile, upload: PartedUpload, size: int) -> ObjectInfo:
+        await upload.landed()  # of a file that was cut, what lay behind its end may be on its way
         parts = upload.parts(size)
         if etag := multipart_etag(parts):  # what it shows if the answer to this is lost
             staged.sent_etags.add(etag)

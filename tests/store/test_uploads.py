@@ -190,6 +190,32 @@ async def test_a_file_that_is_removed_while_parts_of_it_went_leaves_no_upload(
 
 
 @trio_test
+async def test_a_file_of_very_many_parts_is_written_on_after_a_close_in_vain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuts, "UPLOAD_CUT", Cut(((20, 10_000),)))
+    monkeypatch.setattr(uploads, "AHEAD_FROM", 50_001)  # by its close alone, at first
+    store = FakeStore()
+
+    def refuse_the_last(store: FakeStore, request: Request) -> None:
+        if request.operation == "CompleteMultipartUpload":
+            store.unhook()
+            raise AccessDenied("not now")
+
+    store.hook(refuse_the_last)
+    async with open_house(tmp_path / "s", store) as house:
+        staged = await create(house)
+        await write(house, staged, 0, DATA)
+        with pytest.raises(AccessDenied):
+            await house.writeback.publish(staged)
+        assert staged.upload is not None
+        assert staged.upload.take_ahead(staged.size) is None  # 2,500 parts are there already
+        await write(house, staged, len(DATA), DATA[:1000])
+        await close(house, staged)
+        assert store.below(PREFIX) == {"a": DATA + DATA[:1000]}
+
+
+@trio_test
 async def test_an_upload_that_others_aborted_is_begun_anew(tmp_path: Path) -> None:
     store = FakeStore()
     async with open_house(tmp_path / "s", store) as house:
