@@ -17,7 +17,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import ClientError
 
 from benchmarks import data, limits
-from benchmarks.common import MIB, ask_ceph, forget_pages, memory_mib, processor_s, seconds
+from benchmarks.common import MIB, ask_ceph, forget_all, memory_mib, processor_s, seconds
 from benchmarks.contenders import Contender, Mounted
 from benchmarks.contest import Contest
 from benchmarks.race import MODELFS, RAW, Measured, Race, at_least, at_most, entrants
@@ -49,6 +49,7 @@ def large(contest: Contest) -> None:
             client = limits.client_of(bucket, bucket.endpoint)
             config = TransferConfig(max_concurrency=STREAMS, multipart_chunksize=8 * MIB)
             upload = (str(file), bucket.bucket, f"{data.PREFIX}{NAME}")
+            forget_all()
             took = seconds(lambda: client.upload_file(*upload, Config=config))
             _remove(bucket, NAME)
             return {SPEED: LARGE_BYTES / MIB / took}
@@ -160,7 +161,7 @@ def pieces(contest: Contest) -> None:
 
 @contextmanager
 def source(contest: Contest, size: int) -> Iterator[Path]:
-    """A file of numbered MiB on the local disk; its pages are not in memory."""
+    """A file of numbered MiB on the local disk."""
     rest = data.pattern()[8:]
     with contest.folder() as folder:
         path = folder / "source"
@@ -168,7 +169,6 @@ def source(contest: Contest, size: int) -> Iterator[Path]:
             for number in range(size // MIB):
                 file.write(number.to_bytes(8) + rest)
             os.fsync(file.fileno())
-        forget_pages(path)
         yield path
 
 

@@ -17,6 +17,7 @@ import trio
 
 from modelfs.errors import InvalidName, ModelfsError, NameTooLong, NotFound, NotPermitted
 from modelfs.mount import failures
+from modelfs.mount.mountpoints import has_direct_writes
 from modelfs.mount.opentable import OpenTable
 from modelfs.mount.tree import Attributes, Change, Node, Opened, Tree
 from modelfs.names import NAME_MAX_BYTES
@@ -83,6 +84,7 @@ class Operations(pyfuse3.Operations):
         self.set_timeout(tree.services.config.timeout_s)
         self.answered = 0  # requests, so that a busy mount is told from one that hangs
         self._open = OpenTable()
+        self._writes_directly = has_direct_writes()
 
     def _errno_of(self, name: str, args: Sequence[Any], error: Exception) -> int:
         """Return the errno of what a handler has raised; the log says what is no daily matter."""
@@ -243,21 +245,23 @@ class Operations(pyfuse3.Operations):
             write=flags & os.O_ACCMODE != os.O_RDONLY,
             truncate=bool(flags & os.O_TRUNC),
         )
-        return self._opened(opened, self.tree[inode])
+        return self._opened(opened, self.tree[inode], flags)
 
     @handler(is_bounded=True)
     async def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: Any
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         node, opened = await self.tree.folder(parent).create(_text(name))
-        return self._opened(opened, node), self._shown(node)
+        return self._opened(opened, node, flags), self._shown(node)
 
-    def _opened(self, opened: Opened, node: Node) -> pyfuse3.FileInfo:
+    def _opened(self, opened: Opened, node: Node, flags: int) -> pyfuse3.FileInfo:
+        # Whoever writes alone has no use for pages in the kernel: each is a copy more.
+        is_write_only = flags & os.O_ACCMODE == os.O_WRONLY
         number = self._open.add_file(opened.handle, node)
         self.requests.open_files += 1
         return pyfuse3.FileInfo(
             fh=number,
-            direct_io=opened.is_direct,
+            direct_io=opened.is_direct or (self._writes_directly and is_write_only),
             keep_cache=opened.keeps_pages,
         )
 

@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import re
 from pathlib import Path
 
 from modelfs.children import run_bounded
@@ -14,6 +15,8 @@ log = logging.getLogger(__name__)
 PROBE_LIMIT_S = 5.0
 BACKGROUND_REQUESTS = 64  # of read-ahead, over all readers; the kernel's 12 are one reader's
 READ_AHEAD_KIB = 1024  # with 1 MiB requests pyfuse3 reads twice as fast as with 128 KiB
+
+DIRECT_WRITES_FROM = 6, 6  # Linux, from which on a direct write drops the pages that it changes
 
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
 _HINTS = {
@@ -154,3 +157,9 @@ def _set(knob: Path, value: int) -> bool:
         log.debug("%s stays as it is: %s", knob, error.strerror)
         return False
     return True
+
+
+def has_direct_writes() -> bool:
+    """Tell whether a file may be written past the kernel's pages while others read them."""
+    version = [int(part) for part in re.findall(r"\d+", os.uname().release)[:2]]
+    return tuple(version) >= DIRECT_WRITES_FROM

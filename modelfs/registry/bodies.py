@@ -34,13 +34,21 @@ def _pread(fd: int, size: int, offset: int) -> memoryview:
 
 def md5_of(fd: int, offset: int, length: int) -> bytes:
     """Return the MD5 digest of bytes [offset, offset + length) of `fd`; raises StoreError."""
-    md5 = hashlib.md5(usedforsecurity=False)
+    return _digest_of(hashlib.md5(usedforsecurity=False), fd, offset, length)
+
+
+def sha256_of(fd: int, offset: int, length: int) -> bytes:
+    """Return the SHA-256 digest of bytes [offset, offset + length) of `fd`; raises StoreError."""
+    return _digest_of(hashlib.sha256(), fd, offset, length)
+
+
+def _digest_of(hasher: "hashlib._Hash", fd: int, offset: int, length: int) -> bytes:
     end = offset + length
     while offset < end:
         data = _pread(fd, end - offset, offset)
-        md5.update(data)
+        hasher.update(data)
         offset += len(data)
-    return md5.digest()
+    return hasher.digest()
 
 
 class FileBody:

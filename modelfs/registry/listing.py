@@ -132,10 +132,10 @@ class Changes:
     def note(self, path: str, info: ObjectInfo | None) -> None:
         """Remember that `path` now holds `info`, or nothing (None)."""
         now = time.monotonic()
-        if len(self._by_path) > 1000:
-            self._by_path = {p: c for p, c in self._by_path.items() if c[0] > now - CHANGES_KEPT_S}
         self._by_path.pop(path, None)
         self._by_path[path] = (now, info)
+        while (oldest := next(iter(self._by_path.items())))[1][0] < now - CHANGES_KEPT_S:
+            del self._by_path[oldest[0]]
 
     def since(self, started_at: float) -> Iterable[tuple[str, ObjectInfo | None]]:
         """Yield what changed at or after `started_at`, in its order."""

@@ -6,7 +6,6 @@ An answer is the dict that boto3 gives. What is an MD5 is decided here and nowhe
 import base64
 import binascii
 import hashlib
-import html
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -38,14 +37,6 @@ _CHECKSUM_BYTES = {"SHA256": 32, "SHA1": 20, "CRC32": 4}  # what Python can comp
 _PLAIN_HEADER = re.compile(r"(?!=\?)[!-~]+(?: +[!-~]+)*")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]+)-([0-9]+)/([0-9]+)")
-
-# What XML 1.0 cannot say, but Ceph says in a continuation token that is an odd key.
-_ILLEGAL_XML = re.compile(
-    rb"&#(?:x0*(?:[0-8BCEFbcef]|1[0-9A-Fa-f]));|[\0-\x08\x0b\x0c\x0e-\x1f]"
-    rb"|\xef\xbf[\xbe\xbf]"
-)
-_NEXT_TOKEN = re.compile(rb"<NextContinuationToken>(.*?)</NextContinuationToken>", re.DOTALL)
-
 
 _FITS_XML = re.compile("[\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]*")
 
@@ -264,17 +255,6 @@ def checked_range(object_id: ObjectId, answer: Answer, offset: int, length: int)
 # ------------------------------------------------------------------ listings
 
 
-def list_page_of(answer: Answer) -> ListPage:
-    """Return a page of ListObjectsV2; raises KeyError where it is none: nothing is no listing."""
-    truncated = answer["IsTruncated"]
-    encoded = answer.get("EncodingType") == "url"
-    return ListPage(
-        [_listed(entry, encoded) for entry in answer.get("Contents", ())],
-        [_key(entry["Prefix"], encoded) for entry in answer.get("CommonPrefixes", ())],
-        answer.get("NextContinuationToken") if truncated else None,
-    )
-
-
 def versions_page_of(answer: Answer) -> ListPage:
     """Return the current versions in a page of ListObjectVersions, with their VersionIds."""
     encoded = answer.get("EncodingType") == "url"
@@ -286,16 +266,21 @@ def versions_page_of(answer: Answer) -> ListPage:
             marker = _key(marker, encoded)
         token = f"{marker}\0{answer.get('NextVersionIdMarker', '')}"
     return ListPage(
-        [_listed(entry, encoded) for entry in answer.get("Versions", ()) if entry["IsLatest"]],
+        [
+            listed_info({**entry, "Key": _key(entry["Key"], encoded)})
+            for entry in answer.get("Versions", ())
+            if entry["IsLatest"]
+        ],
         [],
         token,
     )
 
 
-def _listed(entry: Answer, encoded: bool) -> ObjectInfo:
+def listed_info(entry: Answer) -> ObjectInfo:
+    """Return the object of an entry in a listing, whose key is decoded."""
     etag = etag_of(entry)
     return ObjectInfo(
-        ObjectId(_key(entry["Key"], encoded), etag),
+        ObjectId(entry["Key"], etag),
         entry["Size"],
         nanoseconds(entry["LastModified"]),
         md5=etag if is_md5(etag) else None,
@@ -315,20 +300,3 @@ def unfinished_of(answer: Answer) -> list[UnfinishedUpload]:
 
 def _key(text: str, encoded: bool) -> str:
     return unquote_plus(text, errors="surrogateescape") if encoded else text
-
-
-def mend_listing(body: bytes) -> tuple[bytes, str | None] | None:
-    """Return a listing that XML cannot say as one that it can, and the next token; or None.
-
-    Ceph's gateway URL-encodes keys on demand, but not the continuation token, which is the
-    page's last key. Where that has a control character, no page after it could be had.
-    """
-    if b"<ListBucketResult" not in body or not _ILLEGAL_XML.search(body):
-        return None
-    token, match = None, _NEXT_TOKEN.search(body)
-    if match:
-        text = match[1].decode(errors="surrogateescape")
-        token = html.unescape(
-            re.sub(r"&#x([0-9A-Fa-f]+);", lambda found: chr(int(found[1], 16)), text)
-        )
-    return _ILLEGAL_XML.sub(b"", body), token

@@ -1,10 +1,10 @@
 """The boto3 clients of one bucket, and the border where botocore's errors become ours.
 
-With s3_get.py, the only file that knows boto3. The clients differ in their time limits: for
-what answers at once, for what may take the registry a while (putting parts together, copying),
-and for the probe; the one for parts signs bodies. They are made in the constructor, because
-making one is not safe in threads; using one is. botocore's own retries are off: calls.py
-retries.
+With s3_get.py, s3_put.py and s3_sign.py, the only file that knows boto3. The clients differ in
+their time limits: for what answers at once, for what may take the registry a while (putting
+parts together, copying), and for the probe; the one for parts signs bodies. They are made in the
+constructor, because making one is not safe in threads; using one is. botocore's own retries are
+off: calls.py retries.
 """
 
 import base64
@@ -46,11 +46,14 @@ from modelfs.errors import (
     RegistryUnavailable,
 )
 from modelfs.registry import s3_answers as answers
+from modelfs.registry import s3_listings
+from modelfs.registry.bodies import FileBody
 from modelfs.registry.credentials import CredentialsFile
-from modelfs.registry.objects import RequestStatistics
+from modelfs.registry.objects import Progress, RequestStatistics
 from modelfs.registry.s3_counts import NO_ANSWER, RequestCounts, outcome_of
 from modelfs.registry.s3_errors import error_of
 from modelfs.registry.s3_get import Body, Getter
+from modelfs.registry.s3_put import Putter
 from modelfs.registry.s3_settings import S3Settings
 from modelfs.registry.s3_sign import Signer
 
@@ -59,6 +62,7 @@ if TYPE_CHECKING:
 
 CONNECT_MAX_S = 5.0
 PROBE_CONNECT_S, PROBE_READ_S = 2.0, 3.0
+LISTING = "modelfs_listing"  # in an answer to ListObjectsV2: its XML
 _BEGUN = "modelfs_begun"  # in botocore's context of one request: monotonic seconds
 _CERTIFICATE = re.compile("certificate|hostname|doesn't match", re.IGNORECASE)
 
@@ -108,10 +112,11 @@ class S3Clients:
         session = self._session = self._make_session()
         connect_s, read_s = min(CONNECT_MAX_S, settings.timeout_s / 3), settings.timeout_s / 3
         self.fast = self._client(session, connect_s, read_s)
-        self.signing = self._client(session, connect_s, read_s, signs_bodies=True)
+        self._signing = self._client(session, connect_s, read_s, signs_bodies=True)
         self.slow = self._client(session, connect_s, settings.slow_timeout_s)
         self.probe = self._client(session, PROBE_CONNECT_S, PROBE_READ_S)
         self._getter = Getter(session, self.fast, settings.bucket, settings.verify)
+        self._putter = Putter(session, self.fast, self._getter)
         self.signer = Signer(session, self._getter, self.fast)
 
     def _make_session(self) -> boto3.session.Session:
@@ -166,7 +171,7 @@ class S3Clients:
         client.meta.events.register("after-call.s3", self._answered)
         client.meta.events.register("after-call-error.s3", self._not_answered)
         client.meta.events.register("before-call.s3.DeleteObjects", _add_md5)
-        client.meta.events.register("before-parse.s3.ListObjectsV2", _mend_listing)
+        client.meta.events.register_first("before-parse.s3.ListObjectsV2", _take_listing)
         return client
 
     def _config(self, connect_s: float, read_s: float, signs_bodies: bool = False) -> Config:
@@ -208,6 +213,24 @@ class S3Clients:
         """Return the answer to a GET, and its body; see Getter. In `translated`."""
         with self._counted("GetObject"):
             return self._getter.get(key, byte_range, etag, version_id)
+
+    def put_part(
+        self,
+        key: str,
+        upload_id: str,
+        number: int,
+        fd: int,
+        offset: int,
+        length: int,
+        progress: Progress,
+    ) -> answers.Answer:
+        """Return the answer to an UploadPart. In `translated`."""
+        if self._putter.serves:
+            with self._counted("UploadPart"):
+                return self._putter.put_part(key, upload_id, number, fd, offset, length, progress)
+        body: Any = FileBody(fd, offset, length, progress, is_signed=True)
+        where: Any = {"Key": key, "UploadId": upload_id, "PartNumber": number}
+        return self._signing.upload_part(Bucket=self._settings.bucket, **where, Body=body)
 
     @contextmanager
     def _counted(self, operation: str) -> Iterator[None]:
@@ -257,7 +280,10 @@ class S3Clients:
 
     def close(self) -> None:
         """Close the connections that are kept."""
-        for client in (self.fast, self.signing, self.slow, self.probe, self._getter):
+        for client in (
+            *(self.fast, self._signing, self.slow, self.probe),
+            *(self._getter, self._putter),
+        ):
             client.close()
 
     def statistics(self) -> RequestStatistics:
@@ -323,16 +349,14 @@ def _add_md5(params: dict[str, Any], **_: object) -> None:
     params["context"].pop("checksum", None)
 
 
-def _mend_listing(
+def _take_listing(
     response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: object
 ) -> None:
-    mended = answers.mend_listing(response_dict["body"])
-    if mended is None:
-        return
-    response_dict["body"], token = mended
-    response_dict["status_code"] = 200  # botocore has made it 500, as it could not be parsed
-    if token is not None:
-        customized_response_dict["NextContinuationToken"] = token
+    """Take a listing as it came, past botocore's parsers; see s3_listings.py."""
+    body = response_dict["body"]
+    if response_dict["status_code"] == 200 and s3_listings.ROOT in body:
+        customized_response_dict[LISTING] = body
+        response_dict["body"] = b""
 
 
 def is_loopback(host: str) -> bool:

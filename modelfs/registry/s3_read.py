@@ -17,7 +17,8 @@ from modelfs.registry.objects import (
     Progress,
     RequestStatistics,
 )
-from modelfs.registry.s3_clients import S3Clients
+from modelfs.registry.s3_clients import LISTING, S3Clients
+from modelfs.registry.s3_listings import list_page_of
 from modelfs.registry.s3_settings import S3Settings
 
 PAGE_KEYS = 1000  # the most that S3 gives
@@ -61,10 +62,10 @@ class S3Reader:
         if token is not None:
             wish["ContinuationToken"] = token
         with self._translated():
-            answer = self._fast.list_objects_v2(
+            answer: answers.Answer = self._fast.list_objects_v2(
                 Bucket=self._bucket, Prefix=prefix, MaxKeys=PAGE_KEYS, EncodingType="url", **wish
             )
-            return answers.list_page_of(answer)
+            return list_page_of(answer[LISTING])
 
     def is_versioned(self) -> bool:
         with self._translated():

@@ -1,7 +1,7 @@
 """Requests that are signed now and sent later, by someone else.
 
 Signed by Version 4 alone: of the older one a listing's prefix is no part. With s3_clients.py and
-s3_get.py, what knows botocore.
+s3_get.py and s3_put.py, what knows botocore.
 """
 
 from collections.abc import Mapping

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,56 @@ def test_several_handles_see_each_other_s_writes_at_once(twins: Twins) -> None:
         return seen
 
     twins.same(step)
+
+
+def test_a_mapping_shows_what_others_write_into_its_pages(twins: Twins) -> None:
+    def step(folder: Path) -> object:
+        path, seen = folder / "f", []
+        path.write_bytes(bytes(10_000))
+        with path.open("rb") as reader:
+            mapped = mmap.mmap(reader.fileno(), 10_000, prot=mmap.PROT_READ)
+            for number in range(1, 4):
+                seen.append(bytes(mapped))
+                for flags in (os.O_WRONLY, os.O_RDWR):
+                    fd = os.open(path, flags)
+                    os.pwrite(fd, bytes([number]) * 3000, 3000 * number - 500)
+                    seen.append(bytes(mapped))
+                    os.close(fd)
+            mapped.close()
+        return seen
+
+    twins.same(step)
+
+
+def test_a_reader_beside_an_appender_never_sees_what_was_not_written(mount: Mount) -> None:
+    path = mount.main / "log"
+    line = b"%0119d\n"
+    lines, wrong, is_over = 3000, list[bytes](), threading.Event()
+    path.write_bytes(line % 0)
+
+    def read() -> None:
+        while not is_over.is_set():
+            with path.open("rb", buffering=0) as file:
+                for _ in range(20):
+                    size = os.fstat(file.fileno()).st_size
+                    at = max(0, size - 6000) // 120 * 120
+                    found = os.pread(file.fileno(), 6000, at)
+                    whole = len(found) // 120
+                    expected = b"".join(line % (at // 120 + n) for n in range(whole))
+                    if found[: whole * 120] != expected:
+                        wrong.append(found)
+
+    with ThreadPoolExecutor(2) as pool:
+        readers = [pool.submit(read) for _ in range(2)]
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND)
+        for number in range(1, lines):
+            os.write(fd, line % number)
+        is_over.set()
+        for reader in readers:
+            reader.result()
+        os.close(fd)
+    assert not wrong
+    assert path.read_bytes() == b"".join(line % number for number in range(lines))
 
 
 def test_what_mmap_writes_is_in_the_registry(everywhere: Twins) -> None:

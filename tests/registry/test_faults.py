@@ -32,7 +32,8 @@ from modelfs.registry.objects import (
     parse_mtime,
 )
 from modelfs.registry.s3 import S3Store
-from modelfs.registry.s3_answers import decode_metadata, encode_metadata, mend_listing
+from modelfs.registry.s3_answers import decode_metadata, encode_metadata
+from modelfs.registry.s3_listings import list_page_of
 from modelfs.registry.s3_settings import S3Settings
 from tests.endpoints import write_credentials
 
@@ -380,10 +381,29 @@ def test_keys_of_a_listing_may_be_any_bytes(tmp_path):
 
 
 def test_a_token_that_xml_cannot_say_is_mended():
-    start, end = b"<ListBucketResult><NextContinuationToken>", b"</NextContinuationToken></L"
-    body = start + b"a&#x1F;&amp;\x02b" + end
-    assert mend_listing(body) == (start + b"a&amp;b" + end, "a\x1f&\x02b")
-    assert mend_listing(b"<ListBucketResult></ListBucketResult>") is None
+    body = (
+        b"<ListBucketResult><EncodingType>url</EncodingType><IsTruncated>true</IsTruncated>"
+        b"<NextContinuationToken>a&#x1F;&amp;\x02b</NextContinuationToken></ListBucketResult>"
+    )
+    assert list_page_of(body).token == "a\x1f&\x02b"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("Size", "many"), ("LastModified", "yesterday"), ("Key", None)]
+)
+def test_a_listing_with_an_entry_that_is_none_is_unavailable(tmp_path, field, value):
+    said = {"Key": "a", "LastModified": "2025-11-22T10:00:00.000Z", "ETag": "x", "Size": "1"}
+    fields = {k: v for k, v in {**said, field: value}.items() if v is not None}
+    entry = "".join(f"<{k}>{v}</{k}>" for k, v in fields.items())
+    body = (
+        "<ListBucketResult><IsTruncated>false</IsTruncated>"
+        f"<Contents>{entry}</Contents></ListBucketResult>"
+    )
+    with (
+        served(tmp_path, [answer("200 OK", body.encode())]) as (store, _),
+        pytest.raises(RegistryUnavailable),
+    ):
+        store.list_page("m/", by_folder=False)
 
 
 # Writing
