@@ -3,6 +3,7 @@
 raw is eight streams of boto3 into a file, the plain file is that file.
 """
 
+import statistics
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -23,6 +24,7 @@ RANDOM = "4 KiB random reads of a cached file of 1 GiB"
 
 LOADERS_MS = 30
 PAGES = 10_000
+PASSES = 3  # with nothing dropped
 ORDERED, SHUFFLED = "safetensors, in file order", "safetensors, shuffled"
 DIRECT = "O_DIRECT, 1 MiB, one thread"
 DROPPED, KEPT = "page cache dropped", "nothing dropped"
@@ -114,7 +116,10 @@ def again(contest: Contest) -> None:
 
     def read(path: Path) -> Measured:
         forget_all()
-        return {what: _speed(work.timed("sequential", path)) for what in (DROPPED, KEPT)}
+        dropped = _speed(work.timed("sequential", path))
+        # The first time again the kernel also notes of each page that it was wanted twice.
+        kept = statistics.median(_speed(work.timed("sequential", path)) for _ in range(PASSES))
+        return {DROPPED: dropped, KEPT: kept}
 
     race = Race(contest, AGAIN)
     with _filled(contest) as paths:

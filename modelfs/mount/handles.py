@@ -71,20 +71,24 @@ class WorkHandle:
         source = self.source
         if self._failure is not None:
             self._failure.check(offset)
+        if not source.is_complete:
+            self._bring(source, offset, size)
         try:
-            data = await services.fetcher.read(source, offset, size, self._run)
+            return await services.fetcher.read(source, offset, size, self._run)
         except (Stale, NotFound):
             services.registry.expire(self.node.model, self.node.folder.path)
             raise Stale(f"{self.node.name} was changed in the registry by someone else") from None
         except ModelfsError as error:
             self._failure = _Failure(error, offset, offset + size)
             raise
-        if not source.is_complete:
-            if self._look is None:
-                node = self.node
-                self._look = services.prefetcher.look(source, node.name, node.folder.beside)
-            self._look.after(offset, size)
-        return data
+
+    def _bring(self, source: CachedFile, offset: int, size: int) -> None:
+        """Begin to bring what a read wants, and side by side with it what comes next."""
+        node, services = self.node, self.node.services
+        services.fetcher.begin(source, offset, min(size, source.info.size - offset))
+        if self._look is None:
+            self._look = services.prefetcher.look(source, node.name, node.folder.beside)
+        self._look.after(offset, size)
 
     async def write(self, offset: int, data: bytes) -> int:
         if not self.is_writer:

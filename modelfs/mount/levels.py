@@ -85,7 +85,7 @@ class RootFolder(Level):
         if is_plain_name(name) and (
             await self.services.library.has_namespace(name)
             or any(model.namespace == name for model in self.services.staging.models())
-            or name in await self.services.registry.namespaces()
+            or await self.services.registry.has_namespace(name)
         ):
             return self.child(name, NamespaceFolder)
         raise NotFound(f"there is no namespace {name}")

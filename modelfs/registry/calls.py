@@ -6,7 +6,7 @@ out). Owned by the trio thread.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -83,6 +83,14 @@ class Calls:
             await trio.sleep(pause_s)
             pause_s *= 2
         raise AssertionError("unreachable")
+
+    async def delete_many(self, keys: Sequence[str]) -> Mapping[str, str]:
+        """Delete objects, a thousand a request; returns key -> reason of what failed."""
+        failed: dict[str, str] = {}
+        for start in range(0, len(keys), 1000):
+            batch = keys[start : start + 1000]
+            failed.update(await self.call(self.store.delete_many, batch))
+        return failed
 
     def check_reachable(self) -> None:
         """Raise RegistryUnavailable at once while the probe says that the registry is down."""

@@ -7,8 +7,8 @@ How it is asked is in calls.py. Listings live in memory, are answered from there
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing, suppress
 from functools import partial
 
 from cachetools import LRUCache, TTLCache
@@ -66,6 +66,17 @@ class Registry(Calls):
     async def namespaces(self) -> set[str]:
         """Return the names of the namespaces; known ones while the registry is down."""
         return await self._names(self.keys.prefix)
+
+    async def has_namespace(self, namespace: str) -> bool:
+        """Tell whether a namespace is there.
+
+        While nobody has asked for all of them it is asked alone: a path goes on into it.
+        """
+        if self.keys.prefix not in self._listings:
+            with suppress(NotFound):
+                await self.models(namespace)
+                return True
+        return namespace in await self.namespaces()
 
     async def models(self, namespace: str) -> set[str]:
         """Return the names of a namespace's models; raises NotFound."""
@@ -367,14 +378,6 @@ class Registry(Calls):
             self._note_change(above, "", info)
         await self.call(self.store.delete, f"{above}{name}/")
         self._note_change(above, f"{name}/", None)
-
-    async def delete_many(self, keys: Sequence[str]) -> Mapping[str, str]:
-        """Delete objects, a thousand a request; returns key -> reason of what failed."""
-        failed: dict[str, str] = {}
-        for start in range(0, len(keys), 1000):
-            batch = keys[start : start + 1000]
-            failed.update(await self.call(self.store.delete_many, batch))
-        return failed
 
 
 async def _add(

@@ -96,9 +96,9 @@ def checksum_of(answer: Answer) -> Checksum | None:
 
 def _listed_checksum(entry: Answer) -> str | None:
     """Return the algorithm of a checksum that may be of an object's whole content."""
-    if entry.get("ChecksumType") == "COMPOSITE":
+    listed = entry.get("ChecksumAlgorithm")
+    if not listed or entry.get("ChecksumType") == "COMPOSITE":
         return None
-    listed = entry.get("ChecksumAlgorithm", ())
     return next((name.lower() for name in _CHECKSUM_BYTES if name in listed), None)
 
 

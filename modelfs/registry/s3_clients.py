@@ -35,6 +35,7 @@ from botocore.exceptions import (
     PartialCredentialsError,
     SSLError,
 )
+from botocore.model import OperationModel
 from urllib3.exceptions import HTTPError
 
 from modelfs.errors import (
@@ -171,7 +172,7 @@ class S3Clients:
         client.meta.events.register("after-call.s3", self._answered)
         client.meta.events.register("after-call-error.s3", self._not_answered)
         client.meta.events.register("before-call.s3.DeleteObjects", _add_md5)
-        client.meta.events.register_first("before-parse.s3.ListObjectsV2", _take_listing)
+        client.meta.events.register_first("before-parse.s3.*", _take_listing)
         return client
 
     def _config(self, connect_s: float, read_s: float, signs_bodies: bool = False) -> Config:
@@ -350,11 +351,19 @@ def _add_md5(params: dict[str, Any], **_: object) -> None:
 
 
 def _take_listing(
-    response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: object
+    operation_model: OperationModel,
+    response_dict: dict[str, Any],
+    customized_response_dict: dict[str, Any],
+    **_: object,
 ) -> None:
-    """Take a listing as it came, past botocore's parsers; see s3_listings.py."""
+    """Take a listing as it came, past botocore's parsers; see s3_listings.py.
+
+    The first of those, which looks whether it is an error, is called for all operations alike.
+    """
+    if operation_model.name != "ListObjectsV2" or response_dict["status_code"] != 200:
+        return
     body = response_dict["body"]
-    if response_dict["status_code"] == 200 and s3_listings.ROOT in body:
+    if s3_listings.ROOT in body:
         customized_response_dict[LISTING] = body
         response_dict["body"] = b""
 

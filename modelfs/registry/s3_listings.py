@@ -60,14 +60,16 @@ def _each(root: ElementTree.Element, name: str, start: int) -> Iterator[dict[str
 
 
 def _object(fields: Answer, encoded: bool) -> ObjectInfo:
-    entry = {
-        **fields,
-        "Key": _key(fields["Key"], encoded),
-        "Size": int(fields["Size"]),
-        "LastModified": parse_time(fields["LastModified"]),
-        "ChecksumAlgorithm": [fields.get("ChecksumAlgorithm")],
-    }
-    return listed_info(entry)
+    algorithm = fields.get("ChecksumAlgorithm")
+    return listed_info(
+        {
+            **fields,
+            "Key": _key(fields["Key"], encoded),
+            "Size": int(fields["Size"]),
+            "LastModified": parse_time(fields["LastModified"]),
+            "ChecksumAlgorithm": [algorithm] if algorithm else (),
+        }
+    )
 
 
 def _key(text: str, encoded: bool) -> str:

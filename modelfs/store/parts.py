@@ -276,6 +276,11 @@ class Fetcher:
         flight.land()
         flight.file.leave()
 
+    def begin(self, file: PartFile, offset: int, size: int) -> None:
+        """Begin to bring what is missing for a read that follows at once; of a file in use."""
+        if size > 0 and offset < file.info.size:
+            self.start(file, file.parts_of(offset, size), Urgency.DEMAND)
+
     async def read(self, file: PartFile, offset: int, size: int, run: Run | None = None) -> Buffer:
         """Return bytes [offset, offset + size) of the object, fewer at its end.
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 AHEAD_FACTOR = 16  # bytes brought ahead for each byte that was read in sequence
 BATCH_PARTS = 4  # asked for together, where one is still to come
 NEAR_BYTES = 2 << 20  # two of the kernel's requests of 1 MiB that swap their places
+BULK_BYTES = 512 << 10  # who asks for so much at a file's beginning will read on
 STREAMS_MAX = 16  # places in one file that threads read on from side by side
 
 
@@ -21,7 +22,9 @@ class _Stream:
 class ReadAhead:
     """The windows of one open file: each grows with what was read on from there.
 
-    At least one part ahead, at most `window_bytes`; none before the second read of a stream.
+    At least one part ahead, at most `window_bytes`; none before the second read of a stream, but
+    for one that begins at the file's beginning with BULK_BYTES: a registry that is far away would
+    let it wait twice.
     """
 
     part_size: int
@@ -34,8 +37,10 @@ class ReadAhead:
         end = min(offset + size, self.file_size)
         stream = self._find(offset)
         if stream is None:
-            self._streams = [*self._streams[1 - STREAMS_MAX :], _Stream(end)]
-            return range(0)
+            stream = _Stream(end)
+            self._streams = [*self._streams[1 - STREAMS_MAX :], stream]
+            if offset > 0 or size < BULK_BYTES:
+                return range(0)
         stream.next = max(stream.next, end)
         stream.read += size
         wanted = min(AHEAD_FACTOR * stream.read, self.window_bytes)

@@ -39,6 +39,24 @@ async def test_one_listing_answers_for_a_whole_model(tmp_path: Path) -> None:
 
 
 @trio_test
+async def test_the_way_to_a_model_costs_its_namespace_s_listing_and_absent_ones_one(
+    tmp_path: Path,
+) -> None:
+    store = model(FakeStore(), "a")
+    async with open_house(tmp_path / "s", store, ttl_s=LONG_S) as house:
+        assert await house.registry.has_namespace("acme")
+        assert await house.registry.models("acme") == {"llama"}
+        assert store.requests() == {"ListObjectsV2": 1}
+        for number in range(20):
+            assert not await house.registry.has_namespace(f"absent-{number}")
+        assert store.requests() == {"ListObjectsV2": 3}  # of the first one, and of all
+        assert await house.registry.has_namespace("acme")
+        await house.registry.create_namespace("absent-0")
+        assert await house.registry.has_namespace("absent-0")
+        assert store.requests() == {"ListObjectsV2": 3, "PutObject": 1}
+
+
+@trio_test
 async def test_what_others_change_is_seen_when_the_listing_has_expired(tmp_path: Path) -> None:
     store = model(FakeStore(), "a")
     async with open_house(tmp_path / "s", store, ttl_s=0.05) as house:

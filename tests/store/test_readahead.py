@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from modelfs.store.readahead import (
     AHEAD_FACTOR,
     BATCH_PARTS,
+    BULK_BYTES,
     NEAR_BYTES,
     STREAMS_MAX,
     ReadAhead,
@@ -20,8 +21,14 @@ def window(parts: int = 100) -> ReadAhead:
     return ReadAhead(PART, parts * PART, WINDOW)
 
 
-def test_the_first_read_brings_nothing_ahead() -> None:
-    assert len(window().after(0, READ)) == 0
+def test_a_first_read_brings_nothing_ahead() -> None:
+    assert len(window().after(0, BULK_BYTES - 1)) == 0
+    assert len(window().after(PART, READ)) == 0
+
+
+def test_a_large_read_at_the_beginning_brings_the_next_parts_side_by_side_with_it() -> None:
+    assert list(window().after(0, READ)) == [1, 2]
+    assert len(window(1).after(0, READ)) == 0
 
 
 def test_the_window_grows_with_what_was_read_in_sequence_up_to_a_bound() -> None:
@@ -29,9 +36,9 @@ def test_the_window_grows_with_what_was_read_in_sequence_up_to_a_bound() -> None
     for offset in range(0, 20 * PART, READ):
         end = max([part + 1 for part in ahead.after(offset, READ)] + seen[-1:] or [0])
         seen.append(end)
-        assert end * PART <= offset + READ + AHEAD_FACTOR * offset + 2 * PART
+        assert end * PART <= offset + READ + AHEAD_FACTOR * (offset + READ) + 2 * PART
         assert end * PART <= offset + READ + PART + WINDOW
-    assert seen[1] == 3
+    assert seen[:2] == [3, 3]
     assert seen[-1] * PART >= 19 * PART + WINDOW // 2
 
 
@@ -64,17 +71,17 @@ def test_a_random_reader_is_never_read_ahead_of() -> None:
 
 
 def test_reads_that_arrive_a_little_out_of_order_are_sequential() -> None:
-    ahead = window()
-    ahead.after(0, READ)
-    assert list(ahead.after(2 * READ, READ)) == [1, 2]
-    assert len(ahead.after(READ, READ)) == 0
-    assert list(ahead.after(4 * READ, READ)) == [3, 4, 5, 6]
-    assert len(ahead.after(3 * READ, READ)) == 0
+    ahead, start = window(), 50 * PART
+    ahead.after(start, READ)
+    assert list(ahead.after(start + 2 * READ, READ)) == [51, 52]
+    assert len(ahead.after(start + READ, READ)) == 0
+    assert list(ahead.after(start + 4 * READ, READ)) == [53, 54, 55, 56]
+    assert len(ahead.after(start + 3 * READ, READ)) == 0
 
 
 def test_several_threads_that_read_on_in_one_file_are_all_read_ahead_of() -> None:
     ahead = window(1000)
-    starts = [number * 50 * PART for number in range(STREAMS_MAX)]
+    starts = [number * 50 * PART for number in range(1, STREAMS_MAX + 1)]
     for start in starts:
         assert len(ahead.after(start, READ)) == 0
     asked: dict[int, list[int]] = {start: [] for start in starts}
