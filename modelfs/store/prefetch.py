@@ -83,8 +83,11 @@ class Look:
         self._file = file
         self._name = name
         self._beside = beside
-        self._window = ReadAhead(file.part_size, file.info.size, prefetcher.window_of(file))
         self._tensors = prefetcher.tensors_of(file, name)
+        self._window = ReadAhead(
+            *(file.part_size, file.info.size, prefetcher.window_of(file)),
+            is_eager=self._tensors is None,  # of a header nothing more is wanted
+        )
 
     def after(self, offset: int, size: int) -> None:
         """Note a read, and begin to bring what comes next."""

@@ -22,14 +22,15 @@ class _Stream:
 class ReadAhead:
     """The windows of one open file: each grows with what was read on from there.
 
-    At least one part ahead, at most `window_bytes`; none before the second read of a stream, but
-    for one that begins at the file's beginning with BULK_BYTES: a registry that is far away would
-    let it wait twice.
+    At least one part ahead, at most `window_bytes`; none before the second read of a stream. An
+    `is_eager` one takes BULK_BYTES at the file's beginning for two reads: a registry that is far
+    away would let that reader wait twice.
     """
 
     part_size: int
     file_size: int
     window_bytes: int
+    is_eager: bool = True
     _streams: list[_Stream] = field(default_factory=list)  # the most recently used last
 
     def after(self, offset: int, size: int) -> range:
@@ -39,7 +40,7 @@ class ReadAhead:
         if stream is None:
             stream = _Stream(end)
             self._streams = [*self._streams[1 - STREAMS_MAX :], stream]
-            if offset > 0 or size < BULK_BYTES:
+            if offset > 0 or size < BULK_BYTES or not self.is_eager:
                 return range(0)
         stream.next = max(stream.next, end)
         stream.read += size

@@ -135,6 +135,20 @@ async def test_of_a_file_of_tensors_whose_header_is_read_nothing_more_is_brought
 
 
 @trio_test
+async def test_of_a_file_of_tensors_the_kernel_s_first_mib_alone_is_brought(
+    tmp_path: Path,
+) -> None:
+    store = filled({"w.safetensors": tensors(), "w.bin": tensors()})
+    async with open_house(tmp_path / "s", store) as house:
+        for name in ("w.safetensors", "w.bin"):
+            async with opened(house, name) as handle:
+                await handle.read(0, MIB)
+                await quiet(house)
+    assert sorted(parts_of(store, "w.safetensors")) == list(range(MIB // PART))
+    assert len(set(parts_of(store, "w.bin"))) > MIB // PART
+
+
+@trio_test
 async def test_a_header_of_several_parts_is_brought_as_far_as_it_goes(tmp_path: Path) -> None:
     content = tensors(count=4000, size=500)
     store = filled({"w.safetensors": content})

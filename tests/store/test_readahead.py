@@ -29,6 +29,7 @@ def test_a_first_read_brings_nothing_ahead() -> None:
 def test_a_large_read_at_the_beginning_brings_the_next_parts_side_by_side_with_it() -> None:
     assert list(window().after(0, READ)) == [1, 2]
     assert len(window(1).after(0, READ)) == 0
+    assert len(ReadAhead(PART, 100 * PART, WINDOW, is_eager=False).after(0, READ)) == 0
 
 
 def test_the_window_grows_with_what_was_read_in_sequence_up_to_a_bound() -> None:
