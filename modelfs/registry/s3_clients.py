@@ -228,7 +228,10 @@ class S3Clients:
         """Return the answer to an UploadPart. In `translated`."""
         if self._putter.serves:
             with self._counted("UploadPart"):
-                return self._putter.put_part(key, upload_id, number, fd, offset, length, progress)
+                span = (fd, offset, length, progress)
+                answer = self._putter.put_part(key, upload_id, number, *span)
+            if answer is not None:
+                return answer
         body: Any = FileBody(fd, offset, length, progress, is_signed=True)
         where: Any = {"Key": key, "UploadId": upload_id, "PartNumber": number}
         return self._signing.upload_part(Bucket=self._settings.bucket, **where, Body=body)

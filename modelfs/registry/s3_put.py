@@ -1,8 +1,8 @@
 """Parts of an upload, from a file to a plain connection by sendfile(2).
 
 Where there is no TLS, and no proxy between, the kernel sends a file's pages by itself, and boto3's
-layers need not be gone through for every part: two thirds of the processor time of an UploadPart,
-what is left is its SHA-256. Other endpoints are served by boto3.
+layers need not be gone through for every part: a third of the processor time of an UploadPart; most
+of the rest is its SHA-256. Other endpoints, and buckets in another region, are left to boto3.
 """
 
 import os
@@ -29,6 +29,9 @@ from modelfs.registry.s3_get import KEY_SAFE, SOCKET_OPTIONS, Getter
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+
+
+REDIRECTS = (301, 302, 307, 308)  # to another region
 
 
 class _Span:
@@ -117,8 +120,11 @@ class Putter:
         offset: int,
         length: int,
         progress: Progress,
-    ) -> Answer:
-        """Send a part of a file; return the answer. Raises what boto3 would raise."""
+    ) -> Answer | None:
+        """Send a part of a file; return the answer, None where the bucket is elsewhere.
+
+        Raises what boto3 would raise.
+        """
         credentials = self._credentials()
         if credentials is None:
             raise NoCredentialsError
@@ -142,6 +148,8 @@ class Putter:
             retries=False,
             assert_same_host=False,
         )
+        if response.status in REDIRECTS:
+            return None
         parsed = {
             "status_code": response.status,
             "headers": response.headers,
