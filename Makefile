@@ -30,7 +30,7 @@ test: ## run every test (as root, those against Ceph too)
 	echo "test: pytest $(ARGS)"
 	$(CEPH) $(BIN)/pytest -n $(TEST_PROCESSES) --dist loadgroup $(ARGS)
 
-bench: ## measure reading beside rclone and s3fs on Ceph (root; half an hour)
+bench: ## measure reading and writing beside rclone and s3fs on Ceph (root; an hour)
 	tools/setup bench
 	echo "bench: python -m benchmarks.bench $(ARGS)"
 	$(BIN)/python -m benchmarks.bench $(ARGS)
