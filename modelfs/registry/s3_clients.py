@@ -35,7 +35,6 @@ from botocore.exceptions import (
     PartialCredentialsError,
     SSLError,
 )
-from botocore.model import OperationModel
 from urllib3.exceptions import HTTPError
 
 from modelfs.errors import (
@@ -172,7 +171,7 @@ class S3Clients:
         client.meta.events.register("after-call.s3", self._answered)
         client.meta.events.register("after-call-error.s3", self._not_answered)
         client.meta.events.register("before-call.s3.DeleteObjects", _add_md5)
-        client.meta.events.register_first("before-parse.s3.*", _take_listing)
+        client.meta.events.register("before-parse.s3.ListObjectsV2", _take_listing)
         return client
 
     def _config(self, connect_s: float, read_s: float, signs_bodies: bool = False) -> Config:
@@ -354,21 +353,14 @@ def _add_md5(params: dict[str, Any], **_: object) -> None:
 
 
 def _take_listing(
-    operation_model: OperationModel,
-    response_dict: dict[str, Any],
-    customized_response_dict: dict[str, Any],
-    **_: object,
+    response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: object
 ) -> None:
-    """Take a listing as it came, past botocore's parsers; see s3_listings.py.
-
-    The first of those, which looks whether it is an error, is called for all operations alike.
-    """
-    if operation_model.name != "ListObjectsV2" or response_dict["status_code"] != 200:
-        return
+    """Take a listing as it came, past botocore's parser; see s3_listings.py."""
     body = response_dict["body"]
     if s3_listings.ROOT in body:
         customized_response_dict[LISTING] = body
         response_dict["body"] = b""
+        response_dict["status_code"] = 200  # botocore has made it 500 where XML cannot say a key
 
 
 def is_loopback(host: str) -> bool:
