@@ -262,12 +262,12 @@ def versions_page_of(answer: Answer) -> ListPage:
     if answer["IsTruncated"]:
         marker = answer["NextKeyMarker"]  # AWS encodes it too, Ceph does not
         listed = [*answer.get("Versions", ()), *answer.get("DeleteMarkers", ())]
-        if marker not in {_key(entry["Key"], encoded) for entry in listed}:
-            marker = _key(marker, encoded)
+        if marker not in {decoded_key(entry["Key"], encoded) for entry in listed}:
+            marker = decoded_key(marker, encoded)
         token = f"{marker}\0{answer.get('NextVersionIdMarker', '')}"
     return ListPage(
         [
-            listed_info({**entry, "Key": _key(entry["Key"], encoded)})
+            listed_info({**entry, "Key": decoded_key(entry["Key"], encoded)})
             for entry in answer.get("Versions", ())
             if entry["IsLatest"]
         ],
@@ -298,5 +298,6 @@ def unfinished_of(answer: Answer) -> list[UnfinishedUpload]:
     ]
 
 
-def _key(text: str, encoded: bool) -> str:
+def decoded_key(text: str, encoded: bool) -> str:
+    """Return a key of a listing, which may be URL-encoded."""
     return unquote_plus(text, errors="surrogateescape") if encoded else text

@@ -8,12 +8,11 @@ keys was written to.
 import html
 import re
 from collections.abc import Iterator
-from urllib.parse import unquote_plus
 from xml.etree import ElementTree
 
 from modelfs.errors import RegistryUnavailable
 from modelfs.registry.objects import ListPage, ObjectInfo
-from modelfs.registry.s3_answers import Answer, listed_info, parse_time
+from modelfs.registry.s3_answers import Answer, decoded_key, listed_info, parse_time
 
 ROOT = b"<ListBucketResult"  # an answer that has it is a listing
 # What XML 1.0 cannot say, but Ceph says in a continuation token that is an odd key.
@@ -47,7 +46,7 @@ def _page(root: ElementTree.Element, token: str | None) -> ListPage:
     encoded = said.get("EncodingType") == "url"
     return ListPage(
         [_object(fields, encoded) for fields in _each(root, "Contents", start)],
-        [_key(fields["Prefix"], encoded) for fields in _each(root, "CommonPrefixes", start)],
+        [decoded_key(fields["Prefix"], encoded) for fields in _each(root, "CommonPrefixes", start)],
         (token or said["NextContinuationToken"]) if said["IsTruncated"] == "true" else None,
     )
 
@@ -64,16 +63,12 @@ def _object(fields: Answer, encoded: bool) -> ObjectInfo:
     return listed_info(
         {
             **fields,
-            "Key": _key(fields["Key"], encoded),
+            "Key": decoded_key(fields["Key"], encoded),
             "Size": int(fields["Size"]),
             "LastModified": parse_time(fields["LastModified"]),
             "ChecksumAlgorithm": [algorithm] if algorithm else (),
         }
     )
-
-
-def _key(text: str, encoded: bool) -> str:
-    return unquote_plus(text, errors="surrogateescape") if encoded else text
 
 
 def _mended(body: bytes) -> tuple[bytes, str | None]:
