@@ -8,14 +8,17 @@ import errno
 import hashlib
 import io
 import os
+import select
+import socket
 import time
 from typing import Protocol
 
-from modelfs.concurrency import thread_buffer
+from modelfs.concurrency import BUFFER_BYTES, thread_buffer
 from modelfs.errors import NoSpace, RegistryUnavailable, StoreError
 from modelfs.registry.objects import Progress
 
 SEND_BYTES = 256 << 10  # http.client asks for 16 KiB: a call for each costs more than the bytes
+SHORTER = "a staged file became shorter while it was uploaded"
 TRICKLE_S = 10.0
 TRICKLE_BYTES = 32 << 10  # a stream that brings less in TRICKLE_S is stalled
 
@@ -28,18 +31,13 @@ def _pread(fd: int, size: int, offset: int) -> memoryview:
     except OSError as error:
         raise StoreError(f"a staged file cannot be read: {error.strerror}") from error
     if not count:
-        raise StoreError("a staged file became shorter while it was uploaded")
+        raise StoreError(SHORTER)
     return buffer[:count]
 
 
 def md5_of(fd: int, offset: int, length: int) -> bytes:
     """Return the MD5 digest of bytes [offset, offset + length) of `fd`; raises StoreError."""
     return _digest_of(hashlib.md5(usedforsecurity=False), fd, offset, length)
-
-
-def sha256_of(fd: int, offset: int, length: int) -> bytes:
-    """Return the SHA-256 digest of bytes [offset, offset + length) of `fd`; raises StoreError."""
-    return _digest_of(hashlib.sha256(), fd, offset, length)
 
 
 def _digest_of(hasher: "hashlib._Hash", fd: int, offset: int, length: int) -> bytes:
@@ -93,6 +91,32 @@ class FileBody:
         if self._is_sent:
             self._progress(len(data))
         return data
+
+    def sha256(self) -> bytes:
+        """Return the SHA-256 digest of the bytes; raises StoreError."""
+        return _digest_of(hashlib.sha256(), self._fd, self._offset, self._length)
+
+    def send_to(self, sock: socket.socket) -> None:
+        """Have the kernel send the bytes by itself, over a plain connection.
+
+        Raises OSError, and StoreError where the file has become shorter.
+        """
+        ready = select.poll()
+        ready.register(sock, select.POLLOUT)
+        limit_s = sock.gettimeout()
+        done = 0
+        while done < self._length:
+            if not ready.poll(None if limit_s is None else limit_s * 1000):
+                raise TimeoutError("the registry took no bytes")
+            wanted = min(BUFFER_BYTES, self._length - done)
+            try:
+                count = os.sendfile(sock.fileno(), self._fd, self._offset + done, wanted)
+            except BlockingIOError:  # there is less room than was promised
+                continue
+            if not count:
+                raise StoreError(SHORTER)
+            done += count
+            self._progress(count)
 
 
 class Readable(Protocol):

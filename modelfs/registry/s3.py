@@ -128,8 +128,9 @@ class S3Store(S3Reader):
         length: int,
         progress: Progress,
     ) -> UploadedPart:
+        body = FileBody(fd, offset, length, progress, is_signed=True)
         with self._translated(key):
-            answer = self._clients.put_part(key, upload_id, number, fd, offset, length, progress)
+            answer = self._clients.put_part(key, upload_id, number, body)
             return UploadedPart(number, answers.etag_of(answer))
 
     def copy_part(

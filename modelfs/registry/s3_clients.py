@@ -49,7 +49,7 @@ from modelfs.registry import s3_answers as answers
 from modelfs.registry import s3_listings
 from modelfs.registry.bodies import FileBody
 from modelfs.registry.credentials import CredentialsFile
-from modelfs.registry.objects import Progress, RequestStatistics
+from modelfs.registry.objects import RequestStatistics
 from modelfs.registry.s3_counts import NO_ANSWER, RequestCounts, outcome_of
 from modelfs.registry.s3_errors import error_of
 from modelfs.registry.s3_get import Body, Getter
@@ -214,26 +214,16 @@ class S3Clients:
         with self._counted("GetObject"):
             return self._getter.get(key, byte_range, etag, version_id)
 
-    def put_part(
-        self,
-        key: str,
-        upload_id: str,
-        number: int,
-        fd: int,
-        offset: int,
-        length: int,
-        progress: Progress,
-    ) -> answers.Answer:
-        """Return the answer to an UploadPart. In `translated`."""
+    def put_part(self, key: str, upload_id: str, number: int, body: FileBody) -> answers.Answer:
+        """Return the answer to an UploadPart; `body` is signed. In `translated`."""
         if self._putter.serves:
+            query = {"partNumber": str(number), "uploadId": upload_id}
             with self._counted("UploadPart"):
-                span = (fd, offset, length, progress)
-                answer = self._putter.put_part(key, upload_id, number, *span)
+                answer = self._putter.put_part(key, query, body)
             if answer is not None:
                 return answer
-        body: Any = FileBody(fd, offset, length, progress, is_signed=True)
-        where: Any = {"Key": key, "UploadId": upload_id, "PartNumber": number}
-        return self._signing.upload_part(Bucket=self._settings.bucket, **where, Body=body)
+        where: Any = {"Key": key, "UploadId": upload_id, "PartNumber": number, "Body": body}
+        return self._signing.upload_part(Bucket=self._settings.bucket, **where)
 
     @contextmanager
     def _counted(self, operation: str) -> Iterator[None]:

@@ -5,10 +5,7 @@ layers need not be gone through for every part: a third of the processor time of
 of the rest is its SHA-256. Other endpoints, and buckets in another region, are left to boto3.
 """
 
-import os
-import select
-import socket
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
@@ -20,10 +17,7 @@ from botocore.exceptions import ClientError, NoCredentialsError
 from botocore.utils import get_environ_proxies
 from urllib3.connection import HTTPConnection
 
-from modelfs.concurrency import BUFFER_BYTES
-from modelfs.errors import StoreError
-from modelfs.registry.bodies import sha256_of
-from modelfs.registry.objects import Progress
+from modelfs.registry.bodies import FileBody
 from modelfs.registry.s3_answers import Answer
 from modelfs.registry.s3_get import KEY_SAFE, SOCKET_OPTIONS, Getter
 
@@ -34,42 +28,10 @@ if TYPE_CHECKING:
 REDIRECTS = (301, 302, 307, 308)  # to another region
 
 
-class _Span:
-    """Bytes [offset, offset + length) of a file, for a connection to send."""
-
-    def __init__(self, fd: int, offset: int, length: int, progress: Progress) -> None:
-        self._fd = fd
-        self._offset = offset
-        self._length = length
-        self._progress = progress
-
-    def __iter__(self) -> Iterator["_Span"]:
-        yield self  # urllib3 sends what a body yields
-
-    def send(self, sock: socket.socket) -> None:
-        """Send all of it; raises OSError, StoreError where the file has become shorter."""
-        ready = select.poll()
-        ready.register(sock, select.POLLOUT)
-        limit_s = sock.gettimeout()
-        done = 0
-        while done < self._length:
-            if not ready.poll(None if limit_s is None else limit_s * 1000):
-                raise TimeoutError("the registry took no bytes")
-            wanted = min(BUFFER_BYTES, self._length - done)
-            try:
-                count = os.sendfile(sock.fileno(), self._fd, self._offset + done, wanted)
-            except BlockingIOError:  # there is less room than was promised
-                continue
-            if not count:
-                raise StoreError("a staged file became shorter while it was uploaded")
-            done += count
-            self._progress(count)
-
-
 class _Connection(HTTPConnection):
     def send(self, data: Any) -> None:
-        if isinstance(data, _Span):
-            data.send(self.sock)
+        if isinstance(data, FileBody):
+            data.send_to(self.sock)
         else:
             super().send(data)
 
@@ -111,16 +73,7 @@ class Putter:
         )
         self._http.pool_classes_by_scheme = {"http": _Pool}
 
-    def put_part(
-        self,
-        key: str,
-        upload_id: str,
-        number: int,
-        fd: int,
-        offset: int,
-        length: int,
-        progress: Progress,
-    ) -> Answer | None:
+    def put_part(self, key: str, query: Mapping[str, str], body: FileBody) -> Answer | None:
         """Send a part of a file; return the answer, None where the bucket is elsewhere.
 
         Raises what boto3 would raise.
@@ -131,18 +84,18 @@ class Putter:
         request = AWSRequest(
             "PUT",
             self._getter.base() + quote(key, safe=KEY_SAFE),
-            headers={"User-Agent": self._agent, "Content-Length": str(length)},
-            params={"partNumber": str(number), "uploadId": upload_id},
+            headers={"User-Agent": self._agent, "Content-Length": str(len(body))},
+            params=query,
         )
-        digest = sha256_of(fd, offset, length).hex()
+        digest = body.sha256().hex()
         _Signature(credentials.get_frozen_credentials(), self._region, digest).add_auth(request)
         prepared = request.prepare()
-        body: Any = _Span(fd, offset, length, progress)
+        chunks: Any = [body]  # urllib3 hands each to its connection as it is
         # By its pool: what takes a whole URL makes another key of one with dots.
         response = self._http.connection_from_url(prepared.url).urlopen(
             "PUT",
             prepared.url[prepared.url.index("/", len("http://")) :],
-            body=body,
+            body=chunks,
             headers=dict(prepared.headers.items()),
             redirect=False,
             retries=False,

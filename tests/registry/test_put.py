@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from modelfs.errors import AccessDenied, NotFound, RegistryUnavailable, StoreError
+from modelfs.registry.bodies import FileBody
 from modelfs.registry.s3 import S3Store
+from modelfs.registry.s3_settings import S3Settings
 from tests.endpoints import CephServer, S3Endpoint, write_credentials
 from tests.registry.test_faults import DATA as SMALL
 from tests.registry.test_faults import RESET, Step, error, served
@@ -112,16 +114,14 @@ def test_a_file_that_has_become_shorter_is_no_part(ceph_bucket: S3Endpoint, sour
 
 def hash_then_cut(fd: int, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """Have the file cut between the moment when a part is hashed and that when it is sent."""
-    from modelfs.registry import s3_put
+    real, known = FileBody.sha256, list[bytes]()
 
-    real, known = s3_put.sha256_of, list[bytes]()
-
-    def cut(*span: int) -> bytes:
-        known.append(real(*span))
+    def cut(body: FileBody) -> bytes:
+        known.append(real(body))
         os.ftruncate(fd, 1000)
         return known[-1]
 
-    monkeypatch.setattr(s3_put, "sha256_of", cut)
+    monkeypatch.setattr(FileBody, "sha256", cut)
     return known
 
 
@@ -143,8 +143,6 @@ def test_a_registry_behind_a_proxy_gets_its_parts_too(tmp_path, source, monkeypa
         monkeypatch.setenv("http_proxy", proxy.endpoint)
         monkeypatch.delenv("no_proxy", raising=False)
         credentials = write_credentials(tmp_path / "credentials", "key", "SECRET")
-        from modelfs.registry.s3_settings import S3Settings
-
         settings = S3Settings("http://registry.invalid", "bucket", credentials=credentials)
         with closing(S3Store(settings)) as store, pytest.raises(NotFound):
             store.upload_part("m/file", "id", 1, source, 0, len(SMALL), ignore)
