@@ -34,9 +34,8 @@ from modelfs.store.staging import Staging
 
 log = logging.getLogger(__name__)
 
-PARALLEL_PARTS = 8  # of one file
+PARALLEL_PARTS = 16  # of one file; with 8 a gateway that waits for its disk leaves a core idle
 AHEAD_FROM = 24 * cuts.MIB  # bytes written in order, from which on parts go before close()
-AHEAD_PARTS = 8  # on their way while a file is written
 ABORT_LIMIT_S = 5.0
 CLOCKS_DIFFER_NS = 60 * 10**9  # the registry's and ours
 PUT_TRIES = 3  # of a file of which the registry says that it came wrong, or has changed
@@ -271,7 +270,8 @@ class Uploader:
             return
         if upload.key != self._key(staged) or upload.is_sparing:
             return
-        while upload.flights < AHEAD_PARTS and (piece := upload.take_ahead(staged.written_until)):
+        until = staged.written_until
+        while upload.flights < PARALLEL_PARTS and (piece := upload.take_ahead(until)):
             name = f"part {piece.number} of {staged.name}"
             self._background.start_soon(self._send_ahead, staged, upload, piece, name=name)
 

@@ -123,15 +123,18 @@ async def test_what_is_written_here_and_there_waits_for_its_close(tmp_path: Path
 
 
 @trio_test
-async def test_few_parts_are_on_their_way_while_a_file_is_written(tmp_path: Path) -> None:
+async def test_few_parts_are_on_their_way_while_a_file_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "PARALLEL_PARTS", 4)
     store = FakeStore()
     async with open_house(tmp_path / "s", store, parallel=16) as house:
         gate = store.hold("UploadPart")
         staged = await create(house)
         await write(house, staged, 0, DATA)
-        await until(lambda: gate.waiting == uploads.AHEAD_PARTS)
+        await until(lambda: gate.waiting == uploads.PARALLEL_PARTS)
         await write(house, staged, len(DATA), DATA)
-        assert gate.waiting == uploads.AHEAD_PARTS
+        assert gate.waiting == uploads.PARALLEL_PARTS
         gate.open()
         await close(house, staged)
         assert store.below(PREFIX) == {"a": DATA + DATA}

@@ -192,7 +192,10 @@ async def test_who_closes_a_file_does_not_wait_for_what_others_write_after_that(
 
 @pytest.mark.usefixtures("small_parts")
 @trio_test
-async def test_a_large_file_goes_in_parts_side_by_side(tmp_path: Path) -> None:
+async def test_a_large_file_goes_in_parts_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "PARALLEL_PARTS", 8)
     store, data = FakeStore(), bytes(range(250)) * (BIG // 250) + b"end"
     async with open_house(tmp_path / "s", store, parallel=8) as house:
         gate = store.hold("UploadPart")
