@@ -8,6 +8,7 @@ configuration is read again (reloading.py).
 
 import faulthandler
 import fcntl
+import gc
 import logging
 import os
 import signal
@@ -178,6 +179,7 @@ class _Daemon:
                 serve = (scraping.serve, self._config.metrics_listen, port, make_text)
                 background.start_soon(*serve, name="metrics over HTTP")
             self._tree = Tree(services, lambda tree: RootFolder(tree, None, ""))
+            gc.freeze()  # what is here stays: looking through it again takes 50 ms each time
             await self._serve(services, background, make_operations(self._tree))
             await self._end(services)
             nursery.cancel_scope.cancel()

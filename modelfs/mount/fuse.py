@@ -9,7 +9,7 @@ import errno
 import functools
 import logging
 import os
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
@@ -345,12 +345,15 @@ def _text(name: bytes) -> str:
 
 
 def _caller(ctx: Any) -> Caller:
-    """Return who asks; the supplementary groups of a process that cannot be seen are none."""
+    return Caller(ctx.uid, ctx.gid, functools.partial(_groups, ctx.pid))
+
+
+def _groups(pid: int) -> Collection[int]:
+    """Return the supplementary groups of a process; of one that cannot be seen there are none."""
     try:
-        groups = frozenset(pyfuse3.get_sup_groups(ctx.pid))
+        return pyfuse3.get_sup_groups(pid)
     except OSError:  # of another pid namespace, as a container's daemon sees its host's
-        groups = frozenset()
-    return Caller(ctx.uid, ctx.gid, groups)
+        return ()
 
 
 def _forget_name(inode: int, name: str) -> None:

@@ -36,5 +36,7 @@ class WorkPlace(Folder):
     def beside(self) -> ListedFolder:
         """Return what of that may be brought ahead: what is staged is here already."""
         known, staged = self.known(), self.services.staging.in_folder(self.model, self.path)
+        if not staged:
+            return known
         files = {name: info for name, info in known.files.items() if name not in staged}
-        return replace(known, files=files) if staged else known
+        return replace(known, files=files)

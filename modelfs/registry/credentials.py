@@ -38,12 +38,12 @@ class CredentialsFile:
 
     def current(self) -> KeyPair:
         """Return the key pair; raises ConfigError naming the file."""
+        known = self._known
         try:
+            if known is not None and known[0] == _stamp(os.stat(self._path)):
+                return known[1]
             with open(self._path, encoding="utf-8") as file:
-                stat = os.fstat(file.fileno())
-                stamp = (stat.st_mtime_ns, stat.st_ino, stat.st_dev, stat.st_size)
-                if self._known and self._known[0] == stamp:
-                    return self._known[1]
+                stamp = _stamp(os.fstat(file.fileno()))
                 text = file.read()
         except OSError as error:
             raise ConfigError(
@@ -89,6 +89,10 @@ class CredentialsFile:
             section["aws_secret_access_key"],
             section.get("aws_session_token") or None,
         )
+
+
+def _stamp(stat: os.stat_result) -> tuple[int, ...]:
+    return stat.st_mtime_ns, stat.st_ino, stat.st_dev, stat.st_size
 
 
 def systemd_credentials() -> Path | None:

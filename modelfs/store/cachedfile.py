@@ -55,8 +55,11 @@ class CachedFile(PartFile):
         return self.users == int(self.is_being_checked)
 
     def new_fd(self) -> int:
-        self.path.parent.mkdir(mode=0o700, exist_ok=True)
-        return super().new_fd()
+        try:
+            return super().new_fd()
+        except FileNotFoundError:
+            self.path.parent.mkdir(mode=0o700, exist_ok=True)
+            return super().new_fd()
 
     @property
     def open_flags(self) -> int:

@@ -8,7 +8,7 @@ models that have such a link and of models that are their marker alone. Owned by
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 
@@ -34,11 +34,13 @@ ASK_LIMIT_S = 1.0  # of a lookup: the kernel lets nothing else into the folder m
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: a process's user, group and supplementary groups."""
+    """Who asks: a process's user and group; its supplementary groups are asked for where they
+    matter: reading them from /proc costs more than all else of an open().
+    """
 
     uid: int
     gid: int
-    groups: frozenset[int] = frozenset()
+    groups: Callable[[], Collection[int]] = frozenset
 
     def may_read(self, uid: int, gid: int, mode: int) -> bool:
         """Tell whether a folder of that owner and mode may be listed and passed, as on a disk."""
@@ -46,7 +48,7 @@ class Caller:
             return True
         if self.uid == uid:
             bits = mode >> 6
-        elif gid == self.gid or gid in self.groups:
+        elif gid == self.gid or gid in self.groups():
             bits = mode >> 3
         else:
             bits = mode
