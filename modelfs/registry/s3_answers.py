@@ -9,6 +9,7 @@ import hashlib
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.errors import HeaderParseError
 from email.header import decode_header, make_header
@@ -56,6 +57,34 @@ def has_own_etag(answer: Answer) -> bool:
     return "SSECustomerAlgorithm" in answer or str(
         answer.get("ServerSideEncryption", "")
     ).startswith("aws:kms")
+
+
+_FIELDS = {
+    "content-range": "ContentRange",
+    "etag": "ETag",
+    "x-amz-server-side-encryption": "ServerSideEncryption",
+    "x-amz-server-side-encryption-customer-algorithm": "SSECustomerAlgorithm",
+    "x-amz-version-id": "VersionId",
+}
+_METADATA = "x-amz-meta-"
+
+
+def answer_of(headers: Mapping[str, str]) -> Answer:
+    """Return of an answer's headers what boto3 would, as far as it is used here."""
+    answer: dict[str, Any] = {}
+    metadata = answer["Metadata"] = {}
+    for header, value in headers.items():
+        name = header.lower()
+        if field := _FIELDS.get(name):
+            answer[field] = value
+        elif name.startswith(_METADATA):
+            metadata[name.removeprefix(_METADATA)] = value
+        elif name == "content-length" and value.isdecimal():
+            answer["ContentLength"] = int(value)
+        elif name == "last-modified":
+            with suppress(ValueError):  # whoever needs it says that it is missing
+                answer["LastModified"] = parse_time(value)
+    return answer
 
 
 def etag_of(answer: Answer) -> str:

@@ -1,10 +1,10 @@
 """The boto3 clients of one bucket, and the border where botocore's errors become ours.
 
-With s3_get.py, s3_put.py and s3_sign.py, the only file that knows boto3. The clients differ in
-their time limits: for what answers at once, for what may take the registry a while (putting
-parts together, copying), and for the probe; the one for parts signs bodies. They are made in the
-constructor, because making one is not safe in threads; using one is. botocore's own retries are
-off: calls.py retries.
+With s3_http.py and s3_sign.py, the only file that knows boto3. The clients differ in their time
+limits: for what answers at once, for what may take the registry a while (putting parts together,
+copying), and for the probe; the one for parts signs bodies. They are made in the constructor,
+because making one is not safe in threads; using one is. botocore's own retries are off: calls.py
+retries.
 """
 
 import base64
@@ -36,6 +36,7 @@ from botocore.exceptions import (
     SSLError,
 )
 from urllib3.exceptions import HTTPError
+from urllib3.exceptions import SSLError as PlainSSLError
 
 from modelfs.errors import (
     AccessDenied,
@@ -53,6 +54,7 @@ from modelfs.registry.objects import RequestStatistics
 from modelfs.registry.s3_counts import NO_ANSWER, RequestCounts, outcome_of
 from modelfs.registry.s3_errors import error_of
 from modelfs.registry.s3_get import Body, Getter
+from modelfs.registry.s3_http import BucketHttp
 from modelfs.registry.s3_put import Putter
 from modelfs.registry.s3_settings import S3Settings
 from modelfs.registry.s3_sign import Signer
@@ -115,9 +117,10 @@ class S3Clients:
         self._signing = self._client(session, connect_s, read_s, signs_bodies=True)
         self.slow = self._client(session, connect_s, settings.slow_timeout_s)
         self.probe = self._client(session, PROBE_CONNECT_S, PROBE_READ_S)
-        self._getter = Getter(session, self.fast, settings.bucket, settings.verify)
-        self._putter = Putter(session, self.fast, self._getter)
-        self.signer = Signer(session, self._getter, self.fast)
+        self._http = BucketHttp(session, self.fast, settings.bucket, settings.verify)
+        self._getter = Getter(self.fast, settings.bucket, self._http)
+        self._putter = Putter(self._http)
+        self.signer = Signer(self.fast, self._http)
 
     def _make_session(self) -> boto3.session.Session:
         # With a file of its own no AWS_PROFILE of the environment matters.
@@ -273,10 +276,7 @@ class S3Clients:
 
     def close(self) -> None:
         """Close the connections that are kept."""
-        for client in (
-            *(self.fast, self._signing, self.slow, self.probe),
-            *(self._getter, self._putter),
-        ):
+        for client in (self.fast, self._signing, self.slow, self.probe, self._http):
             client.close()
 
     def statistics(self) -> RequestStatistics:
@@ -310,7 +310,7 @@ class S3Clients:
         cause = error.kwargs.get("error") if isinstance(error, HTTPClientError) else None
         if isinstance(cause, Exception) and not isinstance(cause, OSError | HTTPError):
             return cause  # raised by the body that was being sent, wrapped by botocore
-        if isinstance(error, SSLError) and _CERTIFICATE.search(str(error)):
+        if isinstance(error, SSLError | PlainSSLError) and _CERTIFICATE.search(str(error)):
             return CertificateRejected(
                 f"{self._settings.endpoint}: its certificate cannot be verified; "
                 f"set ca_bundle = FILE to the CA that signed it ({_line(error)})"

@@ -1,35 +1,20 @@
-"""GET of a range of an object, by botocore's signer, connections and parser alone.
+"""GET of a range of an object, past most of boto3 (s3_http.py).
 
-boto3's own get_object costs 1.4 ms of processor time, most of it in layers that need not be
-gone through for every GET (endpoint rules, validation, hooks): a thousand small files would
-wait for that. This costs half of it. What it does not know (a bucket in another region) is
-left to boto3.
+What that does not know (a proxy, a bucket in another region) is left to boto3.
 """
 
-import os
 import socket
 import struct
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
-import boto3.session
-from botocore.auth import S3SigV4Auth
-from botocore.awsrequest import AWSRequest, AWSResponse
-from botocore.exceptions import ClientError, NoCredentialsError
-from botocore.httpsession import URLLib3Session
-from botocore.utils import get_environ_proxies
 from urllib3.exceptions import ProtocolError, ReadTimeoutError
 
-from modelfs.registry.s3_answers import Answer
+from modelfs.registry.s3_answers import Answer, answer_of
+from modelfs.registry.s3_http import BucketHttp
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-KEY_SAFE = "/~"  # what botocore leaves as it is in a key
-SOCKET_OPTIONS = [
-    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-]
 FIRST_BYTES = 64 << 10  # more than http.client has read with the head
 ELSEWHERE = (301, 302, 307, 308, 400)  # how AWS says that a bucket is in another region
 
@@ -99,79 +84,29 @@ class Body:
 class Getter:
     """Gets objects of one bucket; any thread may call."""
 
-    def __init__(
-        self, session: boto3.session.Session, client: "S3Client", bucket: str, verify: str | None
-    ) -> None:
-        """Take limits from `client`, credentials from the session; `verify` names a CA bundle."""
-        core = session._session
-        config: Any = client.meta.config
-        connections: Any = URLLib3Session  # whose stubs are narrower than what it takes
-        self._credentials = core.get_credentials
+    def __init__(self, client: "S3Client", bucket: str, http: BucketHttp) -> None:
         self._client = client
         self._bucket = bucket
-        self._parser = core.get_component("response_parser_factory").create_parser("rest-xml")
-        self._shape = client.meta.service_model.operation_model("GetObject").output_shape
-        known = core.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE", True)
-        proxies = config.proxies
-        self._http = connections(
-            verify=verify or known,
-            proxies=get_environ_proxies(client.meta.endpoint_url) if proxies is None else proxies,
-            timeout=(config.connect_timeout, config.read_timeout),
-            max_pool_connections=config.max_pool_connections,
-            socket_options=SOCKET_OPTIONS,
-        )
-        self._agent = config.user_agent
-        self._place: str | None = None
+        self._http = http
 
     def get(
         self, key: str, byte_range: str, etag: str, version_id: str | None
     ) -> tuple[Answer, Body]:
         """Return the answer, as boto3 would have it, and its body, which the caller closes.
 
-        Raises what boto3 would raise.
+        Raises what boto3 would raise, or urllib3's errors.
         """
-        request = AWSRequest(
-            "GET",
-            self.base() + quote(key, safe=KEY_SAFE),
-            headers={
-                "Range": byte_range,
-                "If-Match": f'"{etag}"',
-                "User-Agent": self._agent,
-            },
-            params={"versionId": version_id} if version_id else {},
-            stream_output=True,
-        )
-        credentials = self._credentials()
-        if credentials is None:
-            raise NoCredentialsError
-        S3SigV4Auth(
-            credentials.get_frozen_credentials(), "s3", self._client.meta.region_name
-        ).add_auth(request)
-        response = self._http.send(request.prepare())
-        is_error = response.status_code >= 300
-        content = response.content if is_error else b""  # read, so that the connection is kept
-        if response.status_code in ELSEWHERE:
+        if not self._http.serves:
             return self._by_boto3(key, byte_range, etag, version_id)
-        answer = self._parser.parse(
-            {
-                "status_code": response.status_code,
-                "headers": response.headers,
-                "body": content,
-            },
-            self._shape,
-        )
-        if is_error:
-            raise ClientError(answer, "GetObject")
-        return answer, Body(response.raw)
-
-    def base(self) -> str:
-        """Return the URL before the key, as boto3 addresses the bucket."""
-        if self._place is None:
-            url = self._client.generate_presigned_url(
-                "get_object", Params={"Bucket": self._bucket, "Key": "k"}
-            )
-            self._place = url.partition("?")[0].removesuffix("k")
-        return self._place
+        wish = {"versionId": version_id} if version_id else {}
+        headers = {"range": byte_range, "if-match": f'"{etag}"'}
+        response = self._http.send("GET", key, wish, headers)
+        if response.status < 300:
+            return answer_of(response.headers), Body(response)
+        error = self._http.error_of(response, "GetObject")  # read, so that the connection is kept
+        if response.status in ELSEWHERE:
+            return self._by_boto3(key, byte_range, etag, version_id)
+        raise error
 
     def _by_boto3(
         self, key: str, byte_range: str, etag: str, version_id: str | None
@@ -181,12 +116,3 @@ class Getter:
             Bucket=self._bucket, Key=key, Range=byte_range, IfMatch=f'"{etag}"', **wish
         )
         return answer, Body(answer["Body"]._raw_stream)
-
-    def send(self, request: AWSRequest) -> AWSResponse:
-        """Send a request as it is."""
-        answer: AWSResponse = self._http.send(request.prepare())
-        return answer
-
-    def close(self) -> None:
-        """Close the connections that are kept."""
-        self._http.close()

@@ -17,7 +17,7 @@ from modelfs.errors import AccessDenied, InvalidName, NotFound, NotSupported, Re
 from modelfs.registry import rights
 from modelfs.registry.rights import UploadRights, UploadWish
 from modelfs.registry.s3_clients import S3Clients
-from modelfs.registry.s3_sign import now
+from modelfs.registry.s3_http import now
 
 if TYPE_CHECKING:
     from modelfs.registry.s3 import S3Store

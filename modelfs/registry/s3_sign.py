@@ -1,22 +1,22 @@
 """Requests that are signed now and sent later, by someone else.
 
-Signed by Version 4 alone: of the older one a listing's prefix is no part. With s3_clients.py and
-s3_get.py and s3_put.py, what knows botocore.
+Signed by Version 4 alone: of the older one a listing's prefix is no part. With s3_clients.py
+and s3_http.py, what knows botocore.
 """
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import boto3.session
 from botocore.auth import S3SigV4PostAuth, S3SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import ReadOnlyCredentials
-from botocore.exceptions import NoCredentialsError
+from botocore.httpsession import URLLib3Session
 
-from modelfs.registry.s3_get import KEY_SAFE, Getter
+from modelfs.registry.s3_http import KEY_SAFE, VALUE_SAFE, BucketHttp, now
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -42,22 +42,17 @@ class _AsOf(S3SigV4QueryAuth):
         super()._modify_request_before_signing(request)  # type: ignore[misc]  # of its stubs
 
 
-def now() -> str:
-    """Return this moment as a signature has it."""
-    return datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-
-
 class Signer:
     """Signs requests to one bucket; any thread may call."""
 
-    def __init__(self, session: boto3.session.Session, getter: Getter, client: "S3Client") -> None:
+    def __init__(self, client: "S3Client", http: BucketHttp) -> None:
         self.region = client.meta.region_name
-        self._session = session
-        self._getter = getter
+        self._limits: Any = client.meta.config
+        self._http = http
 
     def bucket_url(self) -> str:
         """Return where the bucket is, without a slash at its end."""
-        return self._getter.base().removesuffix("/")
+        return self._http.base().removesuffix("/")
 
     def presign(
         self,
@@ -72,10 +67,10 @@ class Signer:
         that begins now, or at `at`.
         """
         odd = "surrogateescape"  # keys of others need not be UTF-8
-        asked = "&".join(f"{k}={quote(v, safe='-_.~', errors=odd)}" for k, v in query.items())
-        url = self._getter.base() + quote(key, safe=KEY_SAFE)
+        asked = "&".join(f"{k}={quote(v, safe=VALUE_SAFE, errors=odd)}" for k, v in query.items())
+        url = self._http.base() + quote(key, safe=KEY_SAFE)
         request = AWSRequest(method, f"{url}?{asked}" if asked else url, headers=dict(headers))
-        _AsOf(self._keys(), self.region, expires_s, at or now()).add_auth(request)
+        _AsOf(self._http.keys(), self.region, expires_s, at or now()).add_auth(request)
         return str(request.url)
 
     def sign_form(
@@ -87,20 +82,19 @@ class Signer:
             "expiration": until.strftime("%Y-%m-%dT%H:%M:%SZ"),
             "conditions": list(conditions),
         }
-        request = AWSRequest("POST", self._getter.base())
+        request = AWSRequest("POST", self._http.base())
         request.context["s3-presign-post-fields"] = dict(fields)
         request.context["s3-presign-post-policy"] = policy
-        S3SigV4PostAuth(self._keys(), "s3", self.region).add_auth(request)
+        S3SigV4PostAuth(self._http.keys(), "s3", self.region).add_auth(request)
         signed: dict[str, str] = request.context["s3-presign-post-fields"]
         return int(until.timestamp()), signed
 
     def send(self, method: str, url: str, headers: Mapping[str, str] | None = None) -> Sent:
         """Send a signed request as someone else would, headers that are not signed included."""
-        answer = self._getter.send(AWSRequest(method, url, headers=dict(headers or {}), data=b""))
+        request = AWSRequest(method, url, headers=dict(headers or {}), data=b"")
+        limits_s = (self._limits.connect_timeout, self._limits.read_timeout)
+        sessions: Any = URLLib3Session  # whose stubs are narrower than what it takes
+        session = sessions(self._http.trusted, self._http.proxies, limits_s)
+        with closing(session):
+            answer = session.send(request.prepare())
         return Sent(answer.status_code, {k.lower(): v for k, v in answer.headers.items()})
-
-    def _keys(self) -> ReadOnlyCredentials:
-        credentials = self._session._session.get_credentials()
-        if credentials is None:
-            raise NoCredentialsError
-        return credentials.get_frozen_credentials()

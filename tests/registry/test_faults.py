@@ -183,8 +183,8 @@ def test_the_server_of_these_tests_can_also_answer_rightly(tmp_path, target):
     with served(tmp_path, [ranged()]) as (store, server):
         info = get(store, target)
     assert (info.size, info.md5, os.pread(target, 2000, 0)) == (5000, MD5, DATA)
-    assert b'If-Match: "' + MD5.encode() + b'"' in server.requests[0]
-    assert b"Range: bytes=0-1023" in server.requests[0]
+    assert b'if-match: "' + MD5.encode() + b'"' in server.requests[0]
+    assert b"range: bytes=0-1023" in server.requests[0]
 
 
 # Reading: what is wrong from the start is not written
