@@ -145,7 +145,9 @@ def no_if_match(patient: Patient) -> None:
 
 
 def stalled_reads(patient: Patient) -> None:
-    patient.proxy(Fault.STALL, lambda head: head.startswith(b"GET ") and b"\r\nRange" in head)
+    patient.proxy(
+        Fault.STALL, lambda head: head.startswith(b"GET ") and b"\r\nrange:" in head.lower()
+    )
 
 
 def expired(patient: Patient) -> None:
