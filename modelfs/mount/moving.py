@@ -113,22 +113,29 @@ async def touch(
 async def move_file(
     services: Services, model: ModelId, path: str, to_model: ModelId, to_path: str
 ) -> None:
-    """Rename a file: copy its object, delete the old one, move what is staged of it.
+    """Rename a file: copy its object, drop what is replaced, delete the old object, move what is
+    staged of it.
 
-    A name that stays on this node gets no object: what is renamed to it must be staged.
+    A name that stays on this node gets no object: what is renamed to it must be staged. The kernel
+    has one rename of a name at a time, so no other one waits here for the same two files.
     """
     goes_local = services.staging.is_local(to_path)
-    async with _held(services, model, path) as staged:
-        base: ObjectInfo | None = None
+    async with (
+        _held(services, model, path) as staged,
+        _held(services, to_model, to_path) as target,
+    ):
+        base, copied = services.registry.known_file(to_model, to_path), None
         if goes_local:
             assert staged is not None
+            base = None
         elif staged is None or staged.base is not None:
-            base = await _move_object(services, model, path, to_model, to_path)
-        else:
-            base = services.registry.known_file(to_model, to_path)
-        async with _held(services, to_model, to_path) as target:
-            if target is not None:
-                await services.staging.discard(target)
+            base = copied = await _copy_over(services, model, path, to_model, to_path, target)
+        if target is not None:
+            await services.staging.discard(target)
+        if copied is not None:
+            registry = services.registry
+            await registry.call(registry.store.delete, registry.keys.file(model, path))
+            registry.note_removed(model, path)
         if staged is not None:
             await _move_staged(services, staged, to_model, to_path, base)
         if goes_local and services.registry.known_file(model, path) is not None:
@@ -155,17 +162,28 @@ async def _move_staged(
         await services.staging.promise(staged, staged.promise, durable=False)
 
 
-async def _move_object(
-    services: Services, model: ModelId, path: str, to_model: ModelId, to_path: str
+async def _copy_over(
+    services: Services,
+    model: ModelId,
+    path: str,
+    to_model: ModelId,
+    to_path: str,
+    target: StagedFile | None,
 ) -> ObjectInfo:
+    """Copy a file's object to another path, where `target` is staged.
+
+    After a crash the target is uploaded again, as the file that it was: what the copy has put in
+    its place is known to it, and no stranger's.
+    """
     registry = services.registry
     info = registry.known_file(model, path)
     if info is None:
         raise NotFound(f"{path} is gone from {model}")
+    if target is not None:
+        target.sent_etags.add(info.id.etag)
+        await services.staging.promise(target, target.promise, durable=False)
     copied = await _copy(services, info, registry.keys.file(to_model, to_path))
     registry.note_put(to_model, to_path, copied)
-    await registry.call(registry.store.delete, info.id.key)
-    registry.note_removed(model, path)
     return copied
 
 

@@ -1,0 +1,85 @@
+"""A file is renamed over one whose own upload is still to come, in-process on the fake registry."""
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from modelfs.errors import AccessDenied, ModelfsError
+from modelfs.store.stagedfile import Promise, StagedFile
+from tests.fake_store import FakeStore
+from tests.mount.test_tree_model import MAIN, Kernel
+from tests.trio_tests import LLAMA, PREFIX, House, open_house, trio_test, until
+
+BEFORE, WRITTEN, NEW = b"before", b"written and not sent yet", b"new"
+REQUESTS_MAX = 30
+
+
+async def file_that_waits(house: House) -> StagedFile:
+    """Return a file that was closed, and that the registry does not have yet."""
+    base = house.registry.known_file(LLAMA, "f")
+    staged = await house.staging.create(LLAMA, "f", base)
+    await house.staging.write(staged, 0, WRITTEN)
+    await house.staging.promise(staged, Promise.CLOSED, durable=False)
+    return staged
+
+
+def filled(store: FakeStore) -> FakeStore:
+    for path, data in {"": b"", "f": BEFORE, "f.new": NEW}.items():
+        store.place(PREFIX + path, data)
+    return store
+
+
+@pytest.mark.parametrize("held", ["HeadObject", "PutObject"])
+@trio_test
+async def test_an_upload_that_is_under_way_never_replaces_what_is_renamed_over_it(
+    tmp_path: Path, held: str
+) -> None:
+    store = filled(FakeStore())
+    async with open_house(tmp_path / "s", store) as house:
+        kernel = Kernel(house)
+        await kernel.read(*MAIN)
+        staged = await file_that_waits(house)
+        gate = store.hold(held, PREFIX + "f")
+        house.writeback.start(staged)
+        await until(lambda: gate.waiting)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(kernel.rename, "f.new", "f")
+            with trio.move_on_after(1.0):  # it waits for the upload: that it did not was the fault
+                await until(lambda: store.requests().get("CopyObject"))
+            gate.open()
+        await house.writeback.drain()
+        assert store.below(PREFIX) == {"f": NEW}
+        assert (await kernel.read(*MAIN))[0] == {"f": NEW}
+        assert house.writeback.uploader.conflicts.count == 0
+
+
+@pytest.mark.parametrize("after", [False, True])
+@trio_test
+async def test_a_crash_anywhere_in_a_rename_over_a_file_that_waits_makes_no_conflict(
+    tmp_path: Path, after: bool
+) -> None:
+    for number in range(1, REQUESTS_MAX):
+        store, is_renamed = filled(FakeStore()), True
+        async with open_house(tmp_path / str(number), store, is_crash=True) as house:
+            kernel = Kernel(house)
+            await kernel.read(*MAIN)
+            await file_that_waits(house)
+            store.fail(len(store.sent) + number, AccessDenied("it is dead by now"), after=after)
+            try:
+                await kernel.rename("f.new", "f")
+            except ModelfsError:
+                is_renamed = False
+        sent = [request.operation for request in store.sent]
+        async with open_house(tmp_path / str(number), store) as house:
+            await house.writeback.drain()
+            found = store.below(PREFIX)
+            assert house.writeback.uploader.conflicts.count == 0, sent
+        if is_renamed:
+            assert found == {"f": NEW}, sent
+            return
+        # All as before it, or the new file twice: nothing that was promised is gone.
+        twice = {"f": NEW, "f.new": NEW}
+        gone = {"f": NEW} if sent[-1] == "DeleteObject" and after else twice
+        assert found in ({"f": WRITTEN, "f.new": NEW}, twice, gone), sent
+    raise AssertionError("it made more requests than were expected")
