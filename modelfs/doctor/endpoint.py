@@ -124,7 +124,7 @@ def _endpoint(endpoint: str) -> Outcome:
 @cache
 def _context(settings: S3Settings) -> ssl.SSLContext:
     """Return what verifies a certificate as the daemon does; raises ConfigError."""
-    return ssl.create_default_context(cafile=S3Clients(settings).trusted())
+    return S3Clients(settings).tls_context()
 
 
 def _certificate(settings: S3Settings) -> Outcome:

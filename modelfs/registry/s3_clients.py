@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import boto3.session
-import botocore.httpsession
 import botocore.session
 from botocore.config import Config
 from botocore.credentials import Credentials, ReadOnlyCredentials
@@ -144,11 +143,9 @@ class S3Clients:
         found = self._session.get_credentials()
         return None if found is None else str(found.method)
 
-    def trusted(self) -> str:
-        """Return the file of the authorities that may vouch for the endpoint's certificate."""
-        core = self._session._session
-        bundle = self._settings.verify or core.get_config_variable("ca_bundle")
-        return str(bundle or botocore.httpsession.where())
+    def tls_context(self) -> ssl.SSLContext:
+        """Return what verifies the endpoint's certificate, as for all requests."""
+        return self._http.tls_context()
 
     def _client(
         self,

@@ -201,6 +201,12 @@ class BucketHttp:
         said = {"status_code": response.status, "headers": response.headers, "body": response.data}
         return ClientError(self._parser.parse(said, shape), operation)
 
+    def tls_context(self) -> ssl.SSLContext:
+        """Return what verifies the endpoint's certificate; `trusted` is a file or a folder."""
+        if os.path.isdir(self.trusted):
+            return ssl.create_default_context(capath=self.trusted)
+        return ssl.create_default_context(cafile=self.trusted)
+
     def close(self) -> None:
         """Close the connections that are kept."""
         if self._place is not None:
@@ -227,10 +233,7 @@ class BucketHttp:
     def _pool(self, host: str, port: int | None) -> urllib3.HTTPConnectionPool:
         if self.is_plain:
             return _Pool(host, port, **self._options)
-        if os.path.isdir(self.trusted):
-            context = ssl.create_default_context(capath=self.trusted)
-        else:
-            context = ssl.create_default_context(cafile=self.trusted)
+        context = self.tls_context()
         return urllib3.HTTPSConnectionPool(host, port, ssl_context=context, **self._options)
 
 

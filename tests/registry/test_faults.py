@@ -187,6 +187,18 @@ def test_the_server_of_these_tests_can_also_answer_rightly(tmp_path, target):
     assert b"range: bytes=0-1023" in server.requests[0]
 
 
+def test_a_registry_behind_a_proxy_is_read_through_it(tmp_path, target, monkeypatch):
+    with served(tmp_path, [ranged()]) as (_, proxy):
+        monkeypatch.setenv("http_proxy", proxy.endpoint)
+        monkeypatch.delenv("no_proxy", raising=False)
+        credentials = write_credentials(tmp_path / "credentials", "key", "SECRET")
+        settings = S3Settings("http://registry.invalid", "bucket", credentials=credentials)
+        with closing(S3Store(settings)) as store:
+            get(store, target)
+        assert proxy.requests[0].startswith(b"GET http://registry.invalid/bucket/m/file ")
+    assert os.pread(target, 2000, 0) == DATA
+
+
 # Reading: what is wrong from the start is not written
 
 
