@@ -15,6 +15,7 @@ from modelfs.errors import ModelfsError, NotFound, Stale
 from modelfs.mount.tree import Services
 from modelfs.names import ModelId
 from modelfs.registry.objects import ObjectInfo, format_mtime
+from modelfs.store.layout import sync_folder
 from modelfs.store.stagedfile import Promise, StagedFile
 
 log = logging.getLogger(__name__)
@@ -124,14 +125,17 @@ async def move_file(
         _held(services, model, path) as staged,
         _held(services, to_model, to_path) as target,
     ):
-        base, copied = services.registry.known_file(to_model, to_path), None
+        base = copied = None
         if goes_local:
             assert staged is not None
-            base = None
         elif staged is None or staged.base is not None:
             base = copied = await _copy_over(services, model, path, to_model, to_path, target)
+        else:
+            base = services.registry.known_file(to_model, to_path)
         if target is not None:
             await services.staging.discard(target)
+            if copied is not None:  # else it could come back by a power cut, and replace the copy
+                await services.disk.run(sync_folder, target.path.parent)
         if copied is not None:
             registry = services.registry
             await registry.call(registry.store.delete, registry.keys.file(model, path))
