@@ -6,6 +6,7 @@ import pytest
 import trio
 
 from modelfs.errors import AccessDenied, ModelfsError
+from modelfs.mount import moving
 from modelfs.store.stagedfile import Promise, StagedFile
 from tests.fake_store import FakeStore
 from tests.mount.test_tree_model import MAIN, Kernel
@@ -85,3 +86,19 @@ async def test_a_crash_anywhere_in_a_rename_over_a_file_that_waits_makes_no_conf
         twice = {"f": NEW, "f.new": NEW}
         assert found in ({"f": WRITTEN, "f.new": NEW}, twice, {"f": NEW}), sent
     raise AssertionError("it made more requests than were expected")
+
+
+@trio_test
+async def test_what_is_replaced_is_gone_durably_before_the_old_name_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, synced = filled(FakeStore()), list[set[str]]()
+    monkeypatch.setattr(moving, "sync_folder", lambda path: synced.append(set(store.requests())))
+    async with open_house(tmp_path / "s", store) as house:
+        kernel = Kernel(house)
+        await kernel.read(*MAIN)
+        staged = await file_that_waits(house)
+        await kernel.rename("f.new", "f")
+        assert not staged.path.exists()
+    assert store.below(PREFIX) == {"f": NEW}
+    assert ["CopyObject" in seen and "DeleteObject" not in seen for seen in synced] == [True]
