@@ -8,8 +8,8 @@ only makes a stall be noticed a moment later).
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Hashable, Iterable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -32,7 +32,9 @@ class Threads:
     """
 
     def __init__(self, limit: int) -> None:
+        self.limit = limit
         self._limiter = trio.CapacityLimiter(limit)
+        self._taking_several = trio.Lock()
 
     async def run(self, function: Callable[..., T], *args: object) -> T:
         """Run `function` in a thread; a cancelled caller still waits for its end."""
@@ -46,6 +48,25 @@ class Threads:
         return await trio.to_thread.run_sync(
             partial(function, *args), limiter=self._limiter, abandon_on_cancel=True
         )
+
+    @asynccontextmanager
+    async def several(self, count: int) -> AsyncIterator["Threads"]:
+        """Hold the places of `count` threads for the one thread that does as much at once.
+
+        `count` is at most `limit`. One caller at a time collects them: two of which each has some
+        would wait for each other for ever.
+        """
+        taken: list[object] = []
+        try:
+            async with self._taking_several:
+                for _ in range(count):
+                    place = object()
+                    await self._limiter.acquire_on_behalf_of(place)
+                    taken.append(place)
+            yield Threads(1)
+        finally:
+            for place in taken:
+                self._limiter.release_on_behalf_of(place)
 
 
 def call_soon(token: trio.lowlevel.TrioToken, work: Callable[..., object], *args: object) -> None:

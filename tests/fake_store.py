@@ -13,7 +13,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -269,6 +269,27 @@ class FakeStore:
         version_id: str | None = None,
     ) -> ObjectInfo:
         assert version_id is None
+        info, pieces = self._get(object_id, offset, length)
+        for start, piece in pieces:
+            os.pwrite(fd, piece, at + start)
+            progress(len(piece))
+        return info
+
+    def get_whole(
+        self, infos: Sequence[ObjectInfo], at_once: int, progress: Progress
+    ) -> Generator[tuple[ObjectInfo, memoryview], None, None]:
+        for info in infos:
+            found, pieces = self._get(info.id, 0, info.size)
+            content = b""
+            for _, piece in pieces:
+                content += piece
+                progress(len(piece))
+            yield found, memoryview(content)
+
+    def _get(
+        self, object_id: ObjectId, offset: int, length: int
+    ) -> tuple[ObjectInfo, Generator[tuple[int, bytes], None, None]]:
+        """Return what is said of an object, and the pieces of a range with their places in it."""
         request = self._begin("GetObject", object_id.key, offset, length)
         try:
             with self._lock:
@@ -282,17 +303,22 @@ class FakeStore:
                 if self._flips[object_id.key] > 0:
                     data = bytes([data[0] ^ self._flips[object_id.key]]) + data[1:]
                     self._flips[object_id.key] -= 1
-            edges = [length * number // self.pieces for number in range(self.pieces + 1)]
+        except BaseException:
+            self._end(request)
+            raise
+        return info, self._pieces_of(request, data)
+
+    def _pieces_of(self, request: Request, data: bytes) -> Generator[tuple[int, bytes], None, None]:
+        try:
+            edges = [len(data) * number // self.pieces for number in range(self.pieces + 1)]
             for start, end in pairwise(edges):
                 for hook in list(self._body_hooks):
                     hook(request, start)
-                os.pwrite(fd, data[start:end], at + start)
-                progress(end - start)
+                yield start, data[start:end]
         except BaseException:
             self._end(request)
             raise
         self._answer(request)
-        return info
 
     def put(
         self,

@@ -31,6 +31,61 @@ async def test_threads_of_one_kind_are_bounded_and_leave_those_of_another_alone(
 
 
 @trio_test
+async def test_one_thread_may_hold_the_places_of_several() -> None:
+    threads = Threads(4)
+    gate, running = threading.Event(), []
+
+    def wait() -> None:
+        running.append(1)
+        gate.wait(10)
+
+    async def wide() -> None:
+        async with threads.several(3) as one:
+            await one.run(wait)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wide)
+        await until(lambda: len(running) == 1)
+        for _ in range(3):
+            nursery.start_soon(threads.run, wait)
+        await until(lambda: len(running) == 2)
+        await trio.sleep(0.02)
+        assert len(running) == 2
+        gate.set()
+    assert len(running) == 4
+
+
+@trio_test
+async def test_two_that_want_several_places_do_not_wait_for_each_other() -> None:
+    threads, done = Threads(4), []
+
+    async def wide(count: int) -> None:
+        async with threads.several(count) as one:
+            done.append(await one.run(lambda: count))
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                for count in (1, 3, 4):
+                    nursery.start_soon(wide, count)
+                    nursery.start_soon(threads.run, lambda: None)
+    assert len(done) == 60
+
+
+@trio_test
+async def test_a_caller_that_leaves_gives_the_places_back_that_it_had() -> None:
+    threads, gate = Threads(3), threading.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(threads.run, gate.wait, 10)
+        with trio.move_on_after(0.02):
+            async with threads.several(3):
+                raise AssertionError("there are only two")
+        async with threads.several(2) as one:
+            assert await one.run(lambda: "done") == "done"
+        gate.set()
+
+
+@trio_test
 async def test_a_caller_that_leaves_its_thread_goes_at_once() -> None:
     gate = threading.Event()
     with trio.move_on_after(0.01) as scope:

@@ -134,7 +134,20 @@ def receive(body: Readable, length: int, fd: int, at: int, progress: Progress) -
     """
     buffer, done, pace = thread_buffer(), 0, Trickle()
     while done < length and (count := body.readinto(buffer[: length - done])):
-        _pwrite(fd, buffer[:count], at + done)
+        write_at(fd, buffer[:count], at + done)
+        done += count
+        progress(count)
+        pace.check(done)
+    return done
+
+
+def fill(body: Readable, buffer: memoryview, progress: Progress) -> int:
+    """Fill a buffer with `body`, or its beginning; return how many bytes there were.
+
+    Raises RegistryUnavailable where the body only trickles.
+    """
+    done, pace = 0, Trickle()
+    while done < len(buffer) and (count := body.readinto(buffer[done:])):
         done += count
         progress(count)
         pace.check(done)
@@ -160,7 +173,8 @@ class Trickle:
         self._until, self._due = now + TRICKLE_S, done + TRICKLE_BYTES
 
 
-def _pwrite(fd: int, data: memoryview, at: int) -> None:
+def write_at(fd: int, data: memoryview, at: int) -> None:
+    """Write all of `data`; raises NoSpace where the disk is full, StoreError otherwise."""
     while data:
         try:
             count = os.pwrite(fd, data, at)

@@ -62,6 +62,15 @@ class Calls:
         """Make a request that moves data, in the other pool of threads."""
         return await self._call(self._data, request, *args)
 
+    async def call_data_at_once(self, count: int, request: Callable[[int], T]) -> T:
+        """Have a thread of that pool make several requests side by side.
+
+        It is told how many: `count`, or as many as there may be at all. They count as many threads.
+        """
+        count = min(count, self._data.limit)
+        async with self._data.several(count) as threads:
+            return await self._call(threads, request, count)
+
     async def call_upload(self, request: Callable[..., T], *args: object) -> T:
         """Make a request that sends data, in a pool that no reader takes threads from."""
         return await self._call(self._upload, request, *args)

@@ -6,7 +6,7 @@ modelfs.errors, and takes its time limits from its configuration.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -171,6 +171,15 @@ class ObjectStore(Protocol):
         longer in that state (If-Match), NotFound where it is gone, WrongBytes where the
         registry answers with another range, RegistryUnavailable where it promised the right
         one and the body broke off, NoSpace where the disk is full. `length` > 0.
+        """
+
+    def get_whole(
+        self, infos: Sequence[ObjectInfo], at_once: int, progress: Progress
+    ) -> Generator[tuple[ObjectInfo, memoryview], None, None]:
+        """Yield what an answer says of each object, and its content: that holds until the next.
+
+        For small ones, of 1 to BUFFER_BYTES bytes; `at_once` requests are on their way together.
+        Raises as `get_range` does, of the object that would come next; nothing comes after that.
         """
 
     def put(

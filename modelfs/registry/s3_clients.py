@@ -52,7 +52,7 @@ from modelfs.registry.credentials import CredentialsFile
 from modelfs.registry.objects import RequestStatistics
 from modelfs.registry.s3_counts import NO_ANSWER, RequestCounts, outcome_of
 from modelfs.registry.s3_errors import error_of
-from modelfs.registry.s3_get import Body, Getter
+from modelfs.registry.s3_get import Getter
 from modelfs.registry.s3_http import BucketHttp
 from modelfs.registry.s3_put import Putter
 from modelfs.registry.s3_settings import S3Settings
@@ -117,7 +117,7 @@ class S3Clients:
         self.slow = self._client(session, connect_s, settings.slow_timeout_s)
         self.probe = self._client(session, PROBE_CONNECT_S, PROBE_READ_S)
         self._http = BucketHttp(session, self.fast, settings.bucket, settings.verify)
-        self._getter = Getter(self.fast, settings.bucket, self._http)
+        self.getter = Getter(self.fast, settings.bucket, self._http, self.counts)
         self._putter = Putter(self._http)
         self.signer = Signer(self.fast, self._http)
 
@@ -206,13 +206,6 @@ class S3Clients:
     def _ended(self, event_name: str, outcome: str, context: dict[str, Any]) -> None:
         seconds = time.monotonic() - context[_BEGUN]
         self.counts.end(_operation(event_name), outcome, seconds)
-
-    def get(
-        self, key: str, byte_range: str, etag: str, version_id: str | None
-    ) -> tuple[answers.Answer, Body]:
-        """Return the answer to a GET, and its body; see Getter. In `translated`."""
-        with self._counted("GetObject"):
-            return self._getter.get(key, byte_range, etag, version_id)
 
     def put_part(self, key: str, upload_id: str, number: int, body: FileBody) -> answers.Answer:
         """Return the answer to an UploadPart; `body` is signed. In `translated`."""

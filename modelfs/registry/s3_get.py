@@ -1,118 +1,166 @@
-"""GET of a range of an object, past most of boto3 (s3_http.py).
+"""GETs of objects, past most of boto3 (s3_http.py); one thread may have several under way.
 
 What that does not know (a proxy, a bucket in another region) is left to boto3.
 """
 
-import socket
-import struct
-from typing import TYPE_CHECKING, Any
+import time
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol
 
-from urllib3.exceptions import ProtocolError, ReadTimeoutError
-
+from modelfs.registry.bodies import Readable
+from modelfs.registry.connections import Connection
+from modelfs.registry.objects import ObjectId
 from modelfs.registry.s3_answers import Answer, answer_of
+from modelfs.registry.s3_counts import NO_ANSWER, RequestCounts, outcome_of
 from modelfs.registry.s3_http import BucketHttp
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-FIRST_BYTES = 64 << 10  # more than http.client has read with the head
 ELSEWHERE = (301, 302, 307, 308, 400)  # how AWS says that a bucket is in another region
+ERROR_MAX_BYTES = 1 << 20  # of an answer that tells of an error
+OPERATION = "GetObject"
 
 
-class Body:
-    """The body of an answer; a connection whose body was read to its end is kept.
+class Body(Readable, Protocol):
+    """The body of an answer; a connection whose body was read to its end is kept."""
 
-    Where there is no TLS, the kernel is told to fill the whole buffer (MSG_WAITALL): a receive
-    for each packet that has come makes a dozen threads hand the interpreter's lock to each
-    other sixty times a MiB, which costs more than the bytes.
-    """
+    def close(self) -> None: ...
 
-    def __init__(self, raw: Any) -> None:
-        self._response = raw
-        self._stream = raw._fp  # http.client's: urllib3's own cannot fill a buffer
-        sock = raw.connection.sock if raw.connection is not None else None
-        is_plain = type(sock) is socket.socket and not self._stream.chunked
-        self._socket: socket.socket | None = sock if is_plain and self._stream.length else None
-        self._left = self._stream.length or 0
-        self._timeout_s: float | None = None
 
-    def readinto(self, buffer: memoryview, /) -> int:
-        """Fill the buffer or its beginning, return how much; 0 at the end.
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What to get: bytes [offset, offset + length) of one state of an object."""
 
-        Raises urllib3's errors.
-        """
-        try:
-            if self._socket is None:
-                return int(self._stream.readinto(buffer))
-            return self._receive(self._socket, buffer[: self._left])
-        except (TimeoutError, BlockingIOError) as error:
-            raise ReadTimeoutError(None, "", "Read timed out.") from error  # type: ignore[arg-type]
-        except OSError as error:
-            raise ProtocolError(f"Connection broken: {error}", error) from error
+    id: ObjectId
+    offset: int
+    length: int
+    version_id: str | None = None
 
-    def _receive(self, sock: socket.socket, buffer: memoryview) -> int:
-        if not buffer:
-            return 0
-        if self._timeout_s is None:  # what came with the head is in a buffer of http.client's
-            first = self._stream.read1(min(len(buffer), FIRST_BYTES))
-            buffer[: len(first)] = first
-            count = len(first)
-            if count == len(buffer):  # more of it may be there
-                self._left -= count
-                return count
-            self._timeout_s = sock.gettimeout() or 0.0
-            seconds = int(self._timeout_s)
-            limit = struct.pack("@ll", seconds, int((self._timeout_s - seconds) * 1e6))
-            sock.settimeout(None)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-        else:
-            count = sock.recv_into(buffer, len(buffer), socket.MSG_WAITALL)
-        self._left -= count
-        return count
+    @property
+    def range(self) -> str:
+        """As a request says it."""
+        return f"bytes={self.offset}-{self.offset + self.length - 1}"
+
+
+class _Body:
+    """The body of an answer on one of our connections."""
+
+    def __init__(self, connection: Connection, http: BucketHttp) -> None:
+        self._connection = connection
+        self._http = http
+        self.readinto = connection.readinto
 
     def close(self) -> None:
-        """Give the connection back, or end it where bytes of the body are still to come."""
-        if self._socket is not None and not self._left:
-            if self._timeout_s is not None:
-                self._socket.settimeout(self._timeout_s or None)
-            self._stream.close()  # http.client does not know that its body was read
-        if not self._stream.isclosed():
-            self._response.close()
-        self._response.release_conn()
+        self._http.connections.give(self._connection)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request that was sent; `begun` is when, in monotonic seconds."""
+
+    wish: Wish
+    connection: Connection
+    begun: float
 
 
 class Getter:
-    """Gets objects of one bucket; any thread may call."""
+    """Gets objects of one bucket, and counts requests; any thread may call.
 
-    def __init__(self, client: "S3Client", bucket: str, http: BucketHttp) -> None:
+    Raises what boto3 would raise, or urllib3's errors.
+    """
+
+    def __init__(
+        self, client: "S3Client", bucket: str, http: BucketHttp, counts: RequestCounts
+    ) -> None:
         self._client = client
         self._bucket = bucket
         self._http = http
+        self._counts = counts
 
-    def get(
-        self, key: str, byte_range: str, etag: str, version_id: str | None
-    ) -> tuple[Answer, Body]:
-        """Return the answer, as boto3 would have it, and its body, which the caller closes.
+    def get(self, wish: Wish) -> tuple[Answer, Body]:
+        """Return the answer, as boto3 would have it, and its body, which the caller closes."""
+        if not self._http.serves:
+            return self._by_boto3(wish)
+        return self._answered(self._ask(wish))
 
-        Raises what boto3 would raise, or urllib3's errors.
+    def get_all(
+        self, wishes: Sequence[Wish], at_once: int
+    ) -> Generator[tuple[Answer, Body], None, None]:
+        """Yield the answers in their order, while those to the next `at_once` are on their way.
+
+        A body is to be read before the next answer is asked for.
         """
         if not self._http.serves:
-            return self._by_boto3(key, byte_range, etag, version_id)
-        wish = {"versionId": version_id} if version_id else {}
-        headers = {"range": byte_range, "if-match": f'"{etag}"'}
-        response = self._http.send("GET", key, wish, headers)
-        if response.status < 300:
-            return answer_of(response.headers), Body(response)
-        error = self._http.error_of(response, "GetObject")  # read, so that the connection is kept
-        if response.status in ELSEWHERE:
-            return self._by_boto3(key, byte_range, etag, version_id)
-        raise error
+            with ThreadPoolExecutor(at_once) as threads:
+                yield from threads.map(self._by_boto3, wishes)
+            return
+        left, asked = iter(wishes), deque[_Asked]()
+        try:
+            asked.extend(map(self._ask, islice(left, at_once)))
+            while asked:
+                answer, body = self._answered(asked.popleft())
+                try:
+                    yield answer, body
+                finally:
+                    body.close()
+                asked.extend(map(self._ask, islice(left, 1)))
+        finally:
+            for request in asked:
+                self._counts.end(OPERATION, NO_ANSWER, time.monotonic() - request.begun)
+                request.connection.close()
 
-    def _by_boto3(
-        self, key: str, byte_range: str, etag: str, version_id: str | None
-    ) -> tuple[Answer, Body]:
-        wish: dict[str, Any] = {"VersionId": version_id} if version_id else {}
-        answer: Any = self._client.get_object(
-            Bucket=self._bucket, Key=key, Range=byte_range, IfMatch=f'"{etag}"', **wish
-        )
-        return answer, Body(answer["Body"]._raw_stream)
+    def _ask(self, wish: Wish) -> _Asked:
+        version = {"versionId": wish.version_id} if wish.version_id else {}
+        headers = {"range": wish.range, "if-match": f'"{wish.id.etag}"'}
+        request = self._http.get(wish.id.key, version, headers)
+        self._counts.begin(OPERATION)
+        begun = time.monotonic()
+        connection = None
+        try:
+            connection = self._http.connections.take()
+            connection.ask(request)
+        except BaseException:
+            self._counts.end(OPERATION, NO_ANSWER, time.monotonic() - begun)
+            if connection is not None:
+                connection.close()
+            raise
+        return _Asked(wish, connection, begun)
+
+    def _answered(self, asked: _Asked) -> tuple[Answer, Body]:
+        connection, outcome = asked.connection, NO_ANSWER
+        body = _Body(connection, self._http)
+        try:
+            connection.receive_head()
+            outcome = outcome_of(connection.status)
+            if connection.status < 300:
+                return answer_of(connection.headers), body
+            said = _whole(connection)
+        except BaseException:
+            connection.close()
+            raise
+        finally:
+            self._counts.end(OPERATION, outcome, time.monotonic() - asked.begun)
+        body.close()
+        if connection.status in ELSEWHERE:
+            return self._by_boto3(asked.wish)
+        raise self._http.error_of(connection.status, connection.headers, said, OPERATION)
+
+    def _by_boto3(self, wish: Wish) -> tuple[Answer, Body]:
+        which: dict[str, Any] = {"Key": wish.id.key, "IfMatch": f'"{wish.id.etag}"'}
+        if wish.version_id:
+            which["VersionId"] = wish.version_id
+        answer: Any = self._client.get_object(Bucket=self._bucket, Range=wish.range, **which)
+        return answer, answer["Body"]
+
+
+def _whole(connection: Connection) -> bytes:
+    """Return the body of an answer that tells of an error, as far as it is worth reading."""
+    found, buffer = bytearray(), memoryview(bytearray(16 << 10))
+    while len(found) < ERROR_MAX_BYTES and (count := connection.readinto(buffer)):
+        found += buffer[:count]
+    return bytes(found)

@@ -26,12 +26,12 @@ class Putter:
 
         Raises what boto3 would raise, or urllib3's errors.
         """
-        length, digest = {"content-length": str(len(body))}, body.sha256().hex()
-        response = self._http.send("PUT", key, query, length, body=body, digest=digest)
+        response = self._http.send("PUT", key, query, body, body.sha256().hex())
         if response.status in REDIRECTS:
             response.drain_conn()
             return None
         if response.status >= 300:
-            raise self._http.error_of(response, "UploadPart")
+            said = (response.status, response.headers, response.data)
+            raise self._http.error_of(*said, "UploadPart")
         response.drain_conn()
         return answer_of(response.headers)

@@ -3,12 +3,14 @@
 Any thread may call.
 """
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
+from modelfs.concurrency import thread_buffer
 from modelfs.errors import RegistryUnavailable, Stale
 from modelfs.registry import s3_answers as answers
-from modelfs.registry.bodies import receive
+from modelfs.registry.bodies import fill, receive
 from modelfs.registry.objects import (
     Checksum,
     ListPage,
@@ -18,6 +20,7 @@ from modelfs.registry.objects import (
     RequestStatistics,
 )
 from modelfs.registry.s3_clients import LISTING, S3Clients
+from modelfs.registry.s3_get import Wish
 from modelfs.registry.s3_listings import list_page_of
 from modelfs.registry.s3_settings import S3Settings
 
@@ -114,20 +117,34 @@ class S3Reader:
         progress: Progress,
         version_id: str | None = None,
     ) -> ObjectInfo:
-        wanted = f"bytes={offset}-{offset + length - 1}"
         with self._translated(object_id.key):
-            answer, body = self._clients.get(object_id.key, wanted, object_id.etag, version_id)
-            try:
+            wish = Wish(object_id, offset, length, version_id)
+            answer, body = self._clients.getter.get(wish)
+            with closing(body):  # a connection that was read to its end is kept, any other dropped
                 info = answers.checked_range(object_id, answer, offset, length)
                 done = receive(body, length, fd, at, progress)
-            finally:
-                body.close()  # a connection that was read to its end is kept, any other dropped
-        if done != length:
-            raise RegistryUnavailable(
-                f"{object_id.key!r}: the registry broke off after {done} of {length} bytes"
-            )
+        _check_length(object_id.key, done, length)
         return info
+
+    def get_whole(
+        self, infos: Sequence[ObjectInfo], at_once: int, progress: Progress
+    ) -> Generator[tuple[ObjectInfo, memoryview], None, None]:
+        wishes = [Wish(info.id, 0, info.size, info.version_id) for info in infos]
+        with closing(self._clients.getter.get_all(wishes, at_once)) as got:
+            for wish in wishes:
+                with self._translated(wish.id.key):
+                    answer, body = next(got)
+                    info = answers.checked_range(wish.id, answer, 0, wish.length)
+                    content = thread_buffer()[: wish.length]
+                    done = fill(body, content, progress)
+                _check_length(wish.id.key, done, wish.length)
+                yield info, content
 
     def probe(self) -> None:
         with self._translated():
             self._clients.probe.list_objects_v2(Bucket=self._bucket, MaxKeys=1)
+
+
+def _check_length(key: str, done: int, length: int) -> None:
+    if done != length:
+        raise RegistryUnavailable(f"{key!r}: the registry broke off after {done} of {length} bytes")

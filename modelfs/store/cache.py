@@ -106,9 +106,10 @@ class Cache:
         self._files.move_to_end(info.id)
         file.users += 1
         try:
-            async with file.opening:
-                if file.fd < 0:
-                    await self._disk.run(file.open_now)
+            if file.fd < 0:
+                async with file.opening:
+                    if file.fd < 0:
+                        await self._disk.run(file.open_now)
         except FileNotFoundError:
             file.leave()
             if self._files.get(info.id) is file:

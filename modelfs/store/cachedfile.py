@@ -54,12 +54,12 @@ class CachedFile(PartFile):
         """Tell whether nobody uses the file but who checks it, and can do without its name."""
         return self.users == int(self.is_being_checked)
 
-    def new_fd(self) -> int:
+    def new_fd(self, *, is_to_fill: bool = False) -> int:
         try:
-            return super().new_fd()
+            return super().new_fd(is_to_fill=is_to_fill)
         except FileNotFoundError:
             self.path.parent.mkdir(mode=0o700, exist_ok=True)
-            return super().new_fd()
+            return super().new_fd(is_to_fill=is_to_fill)
 
     @property
     def open_flags(self) -> int:

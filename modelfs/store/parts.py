@@ -123,11 +123,14 @@ class PartFile:
         """Open (and make) the file; blocking, for a thread. `users` counts who needs it."""
         self.fd = self.new_fd()
 
-    def new_fd(self) -> int:
-        """Return a descriptor of the file, which is made where it is missing; blocking."""
+    def new_fd(self, *, is_to_fill: bool = False) -> int:
+        """Return a descriptor of the file, which is made where it is missing; blocking.
+
+        It has its size, but for one `is_to_fill`: all of that is written at once.
+        """
         fd = os.open(self.path, self.open_flags | os.O_CLOEXEC, 0o600)
         try:
-            if os.fstat(fd).st_size != self.info.size:
+            if not is_to_fill and os.fstat(fd).st_size != self.info.size:
                 os.ftruncate(fd, self.info.size)
         except BaseException:
             close_fd(fd)

@@ -43,7 +43,7 @@ class Saver:
         self._several = trio.Lock()  # of those who lock several files, one at a time
 
     def save_soon(self, file: CachedFile) -> None:
-        """Have a file's sidecar written soon: of a complete file at once, if few others are."""
+        """Have a file's sidecar written soon: those of complete files together."""
         if file.is_unsaved:
             return
         file.is_unsaved = True
@@ -63,9 +63,9 @@ class Saver:
     async def _save_complete(self) -> None:
         try:
             while self._complete:
+                await trio.sleep(SAVE_INTERVAL_S)
                 files, self._complete = self._complete, []
                 await self.save_all(files)
-                await trio.sleep(SAVE_INTERVAL_S)
         finally:
             self._is_saving = False
 

@@ -1,27 +1,30 @@
-"""Small files brought before they are opened: several by one thread, each held open for a while.
+"""Small files brought before they are opened: many by one thread, each held open for a while.
 
-A thousand small files cost less in bytes than in handing work between threads, so one thread
-makes, fetches and checks a handful of them one after the other, and the reader finds them open.
-Owned by the trio thread.
+A thousand small files cost less in bytes than in handing the interpreter's lock between threads,
+so one thread has several requests under way, makes and checks the files as their bytes come, and
+the reader finds them open. Owned by the trio thread.
 """
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import closing
 
 import trio
 
 from modelfs.concurrency import Background, call_soon
-from modelfs.errors import ModelfsError, StoreError
+from modelfs.errors import ModelfsError, RegistryUnavailable, StoreError
+from modelfs.registry.bodies import write_at
 from modelfs.registry.objects import ObjectInfo
 from modelfs.registry.registry import Registry
-from modelfs.store import sidecar
 from modelfs.store.cache import Cache
 from modelfs.store.cachedfile import CachedFile
 from modelfs.store.flights import Flight
 from modelfs.store.layout import close_fd
 from modelfs.store.parts import Fetcher, PartFile
 
-FILES_A_THREAD = 4
+FILES_A_THREAD = 32
+REQUESTS_AT_ONCE = 8  # of one thread
 HELD_FILES = 128  # that came and were not opened yet
 HELD_BYTES = 16 << 20
 HELD_S = 30.0
@@ -63,12 +66,12 @@ class SmallFiles:
         error: ModelfsError | None = None
         try:
             async with self._cache.room(sum(flight.length for flight in flights)):
-                work = _Work(self._registry, flights, self._fetcher.progress, self._arrived)
-                await self._registry.call_data(work)
+                work = _Work(self._registry, flights, self._fetcher, self._arrived)
+                await self._registry.call_data_at_once(REQUESTS_AT_ONCE, work)
         except ModelfsError as failure:
             error = failure
         except OSError as failure:
-            error = StoreError(f"{failure.filename}: {failure.strerror}")
+            error = _told(failure)
         finally:
             for flight in flights:
                 self._fetcher.give_up(flight, error)
@@ -106,33 +109,50 @@ class SmallFiles:
 
 
 class _Work:
-    """What one thread does: each file made, fetched, hashed; after a failed try the rest alone."""
+    """What one thread does: fetch, make and hash each file; after a failed try those that lack."""
 
     def __init__(
         self,
         registry: Registry,
         flights: list[Flight],
-        progress: Callable[[int], None],
+        fetcher: Fetcher,
         arrived: Callable[[Flight, ObjectInfo, int, bool], None],
     ) -> None:
-        self._get_range = registry.store.get_range
+        self._get_whole = registry.store.get_whole
         self._left = list(flights)
-        self._progress = progress
+        self._progress = fetcher.progress
         self._arrived = arrived
+        self._give_up = fetcher.give_up
         self._token = trio.lowlevel.current_trio_token()
 
-    def __call__(self) -> None:
+    def __call__(self, at_once: int) -> None:
         while self._left:
-            flight = self._left[0]
-            file, size = flight.file, flight.length
-            fd = file.new_fd()
             try:
-                where = (0, size, fd, 0, self._progress)
-                info = self._get_range(file.info.id, *where, version_id=file.info.version_id)
-                digest = sidecar.md5_of(fd, size)
-            except BaseException:
-                close_fd(fd)
+                self._bring(at_once)
+            except RegistryUnavailable:
                 raise
-            flight.came = size
-            del self._left[0]
-            call_soon(self._token, self._arrived, flight, info, fd, digest == info.md5)
+            except (ModelfsError, OSError) as error:  # of one file, which is no matter of others
+                failed = self._left.pop(0)
+                call_soon(self._token, self._give_up, failed, _told(error))
+
+    def _bring(self, at_once: int) -> None:
+        infos = [flight.file.info for flight in self._left]
+        with closing(self._get_whole(infos, at_once, self._progress)) as found:
+            for info, content in found:
+                flight = self._left[0]
+                fd = flight.file.new_fd(is_to_fill=True)
+                try:
+                    write_at(fd, content, 0)
+                except BaseException:
+                    close_fd(fd)
+                    raise
+                digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+                flight.came = flight.length
+                del self._left[0]
+                call_soon(self._token, self._arrived, flight, info, fd, digest == info.md5)
+
+
+def _told(error: ModelfsError | OSError) -> ModelfsError:
+    if isinstance(error, OSError):
+        return StoreError(f"{error.filename}: {error.strerror}")
+    return error

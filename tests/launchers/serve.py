@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,20 @@ class Hindered:
         progress: Progress,
         version_id: str | None = None,
     ) -> ObjectInfo:
+        self._wait(progress)
+        return self._store.get_range(object_id, offset, length, fd, at, progress, version_id)
+
+    def get_whole(
+        self, infos: Sequence[ObjectInfo], at_once: int, progress: Progress
+    ) -> Generator[tuple[ObjectInfo, memoryview], None, None]:
+        self._wait(progress)
+        return self._store.get_whole(infos, at_once, progress)
+
+    def _wait(self, progress: Progress) -> None:
         time.sleep(self._slow_s)
         while self._gate is not None and not self._gate.exists():
             progress(0)  # slow, and not dead
             time.sleep(0.02)
-        return self._store.get_range(object_id, offset, length, fd, at, progress, version_id)
 
 
 class Steps:

@@ -1,5 +1,6 @@
 """Small files that came early: held open for their reader, checked, never in the way."""
 
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,54 @@ async def test_a_file_that_could_not_come_early_is_fetched_by_its_reader(tmp_pat
         assert not file_of(house, EARLY[1]).present
         for name in EARLY:
             assert await read_whole(house, name) == FILES[name]
+
+
+@trio_test
+async def test_a_file_that_is_refused_takes_none_of_those_beside_it_along(tmp_path: Path) -> None:
+    store = filled(FILES)
+    refused = PREFIX + EARLY[1]
+
+    def refuse(store: FakeStore, request: Request) -> None:
+        if request.key == refused:
+            raise AccessDenied("this one is not for you")
+
+    store.hook(refuse)
+    async with open_house(tmp_path / "s", store) as house:
+        await read_whole(house, NAMES[0])
+        await quiet(house)
+        assert held(house) == [name for name in EARLY if PREFIX + name != refused]
+        for name in EARLY:
+            if PREFIX + name != refused:
+                assert await read_whole(house, name) == FILES[name]
+                assert len(store.asked(PREFIX + name)) == 1
+        with pytest.raises(AccessDenied, match="not for you"):
+            await read_whole(house, EARLY[1])
+
+
+@trio_test
+async def test_no_more_requests_are_under_way_than_may_be(tmp_path: Path) -> None:
+    """What one thread makes at once counts as so many of `parallel_requests`."""
+    store = filled({f"f{number:04d}.bin": b"content" for number in range(400)})
+    asked: list[int] = []
+
+    class Counted:
+        def __getattr__(self, name: str) -> object:
+            return getattr(store, name)
+
+        def get_whole(self, infos, at_once, progress):  # type: ignore[no-untyped-def]
+            asked.append(at_once)
+            try:
+                yield from store.get_whole(infos, at_once, progress)
+            finally:
+                asked.append(-at_once)
+
+    async with open_house(tmp_path / "s", store) as house:
+        house.registry.store = Counted()  # type: ignore[assignment]
+        for number in range(400):
+            await read_whole(house, f"f{number:04d}.bin")
+        await quiet(house)
+    most = max(accumulate(asked))
+    assert most == house.registry._data.limit < smallfiles.REQUESTS_AT_ONCE
 
 
 @trio_test
