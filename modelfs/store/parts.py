@@ -30,7 +30,7 @@ from modelfs.store.localreads import Buffer, LocalReads, Run
 
 log = logging.getLogger(__name__)
 
-REQUEST_PARTS = 4  # adjacent parts that one request brings, where nobody waits for them yet
+REQUEST_PARTS = 2  # adjacent parts that one request brings, where nobody waits for them yet
 
 
 class Urgency(IntEnum):
