@@ -40,30 +40,35 @@ class Threads:
         """Run `function` in a thread; a cancelled caller still waits for its end."""
         return await trio.to_thread.run_sync(partial(function, *args), limiter=self._limiter)
 
-    async def run_or_leave(self, function: Callable[..., T], *args: object) -> T:
+    async def run_or_leave(self, function: Callable[..., T], *args: object, places: int = 1) -> T:
         """Run `function` in a thread; a cancelled caller leaves it to end by itself.
 
-        Only for work that owns what it touches: nobody closes a file under it.
+        Only for work that owns what it touches: nobody closes a file under it. `places` is as how
+        many threads it counts, `limit` at most: it does as much at once.
         """
-        return await trio.to_thread.run_sync(
-            partial(function, *args), limiter=self._limiter, abandon_on_cancel=True
-        )
+        work = partial(function, *args)
+        if places == 1:
+            return await trio.to_thread.run_sync(
+                work, limiter=self._limiter, abandon_on_cancel=True
+            )
+        async with self._several(places):
+            own = trio.CapacityLimiter(1)
+            return await trio.to_thread.run_sync(work, limiter=own, abandon_on_cancel=True)
 
     @asynccontextmanager
-    async def several(self, count: int) -> AsyncIterator["Threads"]:
-        """Hold the places of `count` threads for the one thread that does as much at once.
+    async def _several(self, places: int) -> AsyncIterator[None]:
+        """Hold several places.
 
-        `count` is at most `limit`. One caller at a time collects them: two of which each has some
-        would wait for each other for ever.
+        One caller at a time collects them: two that have some would wait for each other for ever.
         """
         taken: list[object] = []
         try:
             async with self._taking_several:
-                for _ in range(count):
+                for _ in range(places):
                     place = object()
                     await self._limiter.acquire_on_behalf_of(place)
                     taken.append(place)
-            yield Threads(1)
+            yield
         finally:
             for place in taken:
                 self._limiter.release_on_behalf_of(place)

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from functools import partial
 
 import pytest
 import trio
@@ -39,12 +40,8 @@ async def test_one_thread_may_hold_the_places_of_several() -> None:
         running.append(1)
         gate.wait(10)
 
-    async def wide() -> None:
-        async with threads.several(3) as one:
-            await one.run(wait)
-
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(wide)
+        nursery.start_soon(partial(threads.run_or_leave, wait, places=3))
         await until(lambda: len(running) == 1)
         for _ in range(3):
             nursery.start_soon(threads.run, wait)
@@ -60,8 +57,7 @@ async def test_two_that_want_several_places_do_not_wait_for_each_other() -> None
     threads, done = Threads(4), []
 
     async def wide(count: int) -> None:
-        async with threads.several(count) as one:
-            done.append(await one.run(lambda: count))
+        done.append(await threads.run_or_leave(lambda: count, places=count))
 
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
@@ -77,11 +73,10 @@ async def test_a_caller_that_leaves_gives_the_places_back_that_it_had() -> None:
     threads, gate = Threads(3), threading.Event()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(threads.run, gate.wait, 10)
-        with trio.move_on_after(0.02):
-            async with threads.several(3):
-                raise AssertionError("there are only two")
-        async with threads.several(2) as one:
-            assert await one.run(lambda: "done") == "done"
+        with trio.move_on_after(0.02) as scope:
+            await threads.run_or_leave(lambda: None, places=3)  # there are only two
+        assert scope.cancelled_caught
+        assert await threads.run_or_leave(lambda: "done", places=2) == "done"
         gate.set()
 
 

@@ -68,19 +68,20 @@ class Calls:
         It is told how many: `count`, or as many as there may be at all. They count as many threads.
         """
         count = min(count, self._data.limit)
-        async with self._data.several(count) as threads:
-            return await self._call(threads, request, count)
+        return await self._call(self._data, request, count, places=count)
 
     async def call_upload(self, request: Callable[..., T], *args: object) -> T:
         """Make a request that sends data, in a pool that no reader takes threads from."""
         return await self._call(self._upload, request, *args)
 
-    async def _call(self, threads: Threads, request: Callable[..., T], *args: object) -> T:
+    async def _call(
+        self, threads: Threads, request: Callable[..., T], *args: object, places: int = 1
+    ) -> T:
         pause_s = RETRY_PAUSE_S
         for last in (*[False] * (TRIES - 1), True):
             self.check_reachable()
             try:
-                return await threads.run_or_leave(request, *args)
+                return await threads.run_or_leave(request, *args, places=places)
             except RegistryUnavailable as error:
                 if last or not await self._still_answers():
                     raise
