@@ -1,6 +1,5 @@
 """A real mount in a process of its own, as a user has one."""
 
-import contextlib
 import json
 import os
 import signal
@@ -148,11 +147,13 @@ class Mount:
 
     def clean(self) -> None:
         """End whatever is left, the mount included."""
-        if self._process is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.stop()
-        if self._process is not None:
-            self.kill()
+        process = self._process
+        try:
+            self.stop()
+        except subprocess.TimeoutExpired:  # of one that waits for what it cannot send
+            assert process is not None
+            process.kill()
+            process.wait(END_LIMIT_S)
         subprocess.run(["umount", "-l", str(self.path)], capture_output=True, check=False)
 
     def run(self, *arguments: str, limit_s: float = 40.0) -> subprocess.CompletedProcess[str]:

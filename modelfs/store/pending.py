@@ -87,11 +87,11 @@ def _check_still_unused(layout: Layout, version: VersionId) -> None:
 
 
 def _remove_claim(folder: Path) -> None:
+    """Remove a claim; the node that won may just be removing it as a freeze that is over."""
     for name in ("manifest.json", "needed", "lock"):
         (folder / name).unlink(missing_ok=True)
-    if folder.exists():
-        with synced(folder.parent):
-            folder.rmdir()
+    with suppress(FileNotFoundError), synced(folder.parent):
+        folder.rmdir()
 
 
 def reserved_bytes(layout: Layout) -> int:

@@ -121,3 +121,4 @@ def check_old_key_is_dead(keys: Keys, bucket: S3Endpoint, mount: Mount) -> None:
     write_credentials(bucket.credentials_file, keys.access_key, keys.secret_key)
     with pytest.raises(PermissionError):
         (mount.main / "late").write_text("x")
+    mount.kill()  # its end would wait for what it may not send
