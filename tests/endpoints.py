@@ -136,6 +136,14 @@ class S3Endpoint:
                 return error.code
 
 
+@contextmanager
+def store_at(endpoint: str, folder: Path, **settings: Any) -> Iterator[S3Store]:
+    """Open a bucket at a test's own server, which believes every key."""
+    keys = write_credentials(folder / "credentials", "key", "SECRET")
+    with closing(S3Store(S3Settings(endpoint, "bucket", credentials=keys, **settings))) as store:
+        yield store
+
+
 def write_credentials(path: Path, access_key: str, secret_key: str) -> Path:
     """Write a credentials file, by rename as one rotates keys."""
     new = path.with_suffix(".new")

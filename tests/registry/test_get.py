@@ -32,8 +32,7 @@ from modelfs.registry import bodies
 from modelfs.registry.bodies import TRICKLE_BYTES, TRICKLE_S, Trickle, receive
 from modelfs.registry.objects import ObjectId
 from modelfs.registry.s3 import S3Store
-from modelfs.registry.s3_settings import S3Settings
-from tests.endpoints import CephServer, S3Endpoint, write_credentials
+from tests.endpoints import CephServer, S3Endpoint, store_at, write_credentials
 from tests.faulty_proxy import Fault, FaultyProxy, is_data
 
 MIB = 1 << 20
@@ -144,17 +143,14 @@ def gateway() -> Iterator[Gateway]:
 
 @pytest.fixture
 def store(gateway: Gateway, tmp_path: Path) -> Iterator[S3Store]:
-    keys = write_credentials(tmp_path / "credentials", "key", "SECRET")
-    with closing(S3Store(S3Settings(gateway.endpoint, "bucket", credentials=keys))) as store:
+    with store_at(gateway.endpoint, tmp_path) as store:
         yield store
 
 
 @pytest.fixture
 def hasty(gateway: Gateway, tmp_path: Path) -> Iterator[S3Store]:
     """The same, and half a second is long."""
-    keys = write_credentials(tmp_path / "credentials", "key", "SECRET")
-    settings = S3Settings(gateway.endpoint, "bucket", credentials=keys, timeout_s=1.5)
-    with closing(S3Store(settings)) as store:
+    with store_at(gateway.endpoint, tmp_path, timeout_s=1.5) as store:
         yield store
 
 
@@ -242,10 +238,8 @@ def test_a_body_that_stops_is_unavailable_and_the_next_get_has_its_own_answer(
 
 
 def test_a_body_that_is_slow_and_goes_on_is_no_fault(gateway, target, tmp_path):
-    keys = write_credentials(tmp_path / "credentials", "key", "SECRET")
-    settings = S3Settings(gateway.endpoint, "bucket", credentials=keys, timeout_s=6)
     gateway.faults = [(206, dribble(20_000, 0.25))]  # in all longer than one wait may be
-    with closing(S3Store(settings)) as store:
+    with store_at(gateway.endpoint, tmp_path, timeout_s=6) as store:
         check(store, target, 0, 200_000)
         check(store, target)
     assert gateway.connections == 1

@@ -30,8 +30,7 @@ from modelfs.registry.connections import HEAD_MAX_BYTES
 from modelfs.registry.objects import ObjectId, ObjectInfo
 from modelfs.registry.s3 import S3Store
 from modelfs.registry.s3_get import ERROR_MAX_BYTES
-from modelfs.registry.s3_settings import S3Settings
-from tests.endpoints import CephServer, S3Endpoint, write_credentials
+from tests.endpoints import CephServer, S3Endpoint, store_at
 from tests.mounting import wait_until
 
 LIMIT_S = 10.0
@@ -132,9 +131,7 @@ def gateway() -> Iterator[Gateway]:
 
 @pytest.fixture
 def store(gateway: Gateway, tmp_path: Path) -> Iterator[S3Store]:
-    keys = write_credentials(tmp_path / "credentials", "key", "SECRET")
-    settings = S3Settings(gateway.endpoint, "bucket", credentials=keys, timeout_s=6)
-    with closing(S3Store(settings)) as store:
+    with store_at(gateway.endpoint, tmp_path, timeout_s=6) as store:
         yield store
 
 
@@ -300,9 +297,7 @@ def test_an_etag_with_a_line_s_end_makes_no_header(store, gateway, etag):
 def test_through_a_proxy_they_come_too(gateway, tmp_path, monkeypatch):
     monkeypatch.setenv("http_proxy", gateway.endpoint)
     monkeypatch.delenv("no_proxy", raising=False)
-    keys = write_credentials(tmp_path / "credentials", "key", "SECRET")
-    settings = S3Settings("http://registry.invalid", "bucket", credentials=keys)
-    with closing(S3Store(settings)) as store:
+    with store_at("http://registry.invalid", tmp_path) as store:
         assert is_right(got(store, NAMES))
         assert store.requests() == {"GetObject": len(NAMES)}
 
