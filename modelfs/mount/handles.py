@@ -125,6 +125,7 @@ class WorkHandle:
             services.cache.close(self.source)
         if staged is not None:
             staged.users -= 1
+            staged.is_closed = not node.has_writers
             if staged.failure is not None:
                 await self._give_up(staged)
             elif self.is_writer and staged.is_dirty:
@@ -132,16 +133,18 @@ class WorkHandle:
             await services.writeback.settle(staged)
             is_its_own = (staged.model, staged.name) == (node.model, node.path)
             if not node.is_detached and is_its_own and node.staged is None:
-                if staged.failure is None:
-                    node.became(staged.base)
-                else:
-                    node.went_back_to(staged.base)
+                node.became(staged.base)
         node.tree.drop_unused(node)
 
     async def _give_up(self, staged: StagedFile) -> None:
-        """After the last close(), which has failed: the object stays what it was."""
-        if not staged.users and not staged.is_discarded:
-            log.error("%s is not kept: %s", self.node.name, staged.failure)
+        """After the last close(), which has failed: the file is what it was before."""
+        if staged.users or staged.is_discarded:
+            return
+        log.error("%s is not kept: %s", self.node.name, staged.failure)
+        self.node.went_back()
+        if await self.node.services.staging.go_back(staged):
+            self.node.services.writeback.start(staged)
+        else:
             await self.node.services.staging.discard(staged)
 
 

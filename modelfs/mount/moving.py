@@ -163,7 +163,7 @@ async def _move_staged(
         staged.uploaded_generation = staged.generation
         await services.staging.promise(staged, Promise.LOCAL, durable=True)
     else:
-        await services.staging.promise(staged, staged.promise, durable=False)
+        await services.staging.record(staged)
 
 
 async def _copy_over(
@@ -185,7 +185,7 @@ async def _copy_over(
         raise NotFound(f"{path} is gone from {model}")
     if target is not None:
         target.sent_etags.add(info.id.etag)
-        await services.staging.promise(target, target.promise, durable=False)
+        await services.staging.record(target)
     copied = await _copy(services, info, registry.keys.file(to_model, to_path))
     registry.note_put(to_model, to_path, copied)
     return copied

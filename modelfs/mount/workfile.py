@@ -41,6 +41,7 @@ class WorkFile(Node):
         self.unlinked: StagedFile | None = None
         self._staging = trio.Lock()
         self._pages_of: ObjectId | None = None  # what the kernel's pages were read from
+        self._has_wrong_pages = False  # those of a write that failed
 
     @property
     def folder(self) -> WorkPlace:
@@ -185,8 +186,9 @@ class WorkFile(Node):
         self, *, write: bool, staged: StagedFile | None, source: CachedFile | None = None
     ) -> Opened:
         object_id = self.info.id if self.info else None
-        keeps_pages = staged is not None or self._pages_of == object_id
-        self._pages_of = object_id
+        is_known = staged is not None or self._pages_of == object_id
+        keeps_pages = is_known and not self._has_wrong_pages
+        self._pages_of, self._has_wrong_pages = object_id, False
         handle = WorkHandle(self, write, source)
         handle.join(staged)
         self.handles.add(handle)
@@ -201,9 +203,9 @@ class WorkFile(Node):
         self.info = info
         self._pages_of = info.id if info and pages_are_right else None
 
-    def went_back_to(self, info: ObjectInfo | None) -> None:
-        """Show the object of before a write that failed; the kernel's pages hold that write."""
-        self.info, self._pages_of = info, None
+    def went_back(self) -> None:
+        """Note that the file is what it was before a write that failed."""
+        self._has_wrong_pages = True
 
     async def _settled(self) -> StagedFile | None:
         """Return the staged file; one that is just going into the cache is waited for."""
@@ -276,6 +278,7 @@ class WorkFile(Node):
                 await self.services.writeback.publish(staged)
         finally:
             staged.users -= 1
+            staged.is_closed = not self.has_writers
             await self.services.writeback.settle(staged)
 
     async def _set_mtime(self, mtime_ns: int) -> None:

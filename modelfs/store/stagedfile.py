@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import astuple, dataclass
 from enum import StrEnum
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from modelfs.names import ModelId
 from modelfs.registry.objects import ObjectInfo
 from modelfs.store.cuts import CleanSpans
 from modelfs.store.partedupload import PartedUpload
+
+LEFT_MAX = 100  # uploads of one file that could not be aborted; older ones `doctor` finds
 
 
 class Promise(StrEnum):
@@ -23,6 +26,31 @@ class Promise(StrEnum):
     ASIDE = "aside"
 
 
+@dataclass(frozen=True, slots=True)
+class BegunUpload:
+    """A multipart upload that is to be aborted.
+
+    Where `id` is None its answer is lost: it may have begun since `since_ns` (epoch).
+    """
+
+    key: str
+    id: str | None
+    since_ns: int
+
+    def covers(self, later: "BegunUpload") -> bool:
+        """Tell whether who looks for this one meets a later one."""
+        return self.id is None and self.key == later.key
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """A staged file as it was closed, kept on the disk while it is written anew."""
+
+    path: Path
+    size: int
+    mtime_ns: int
+
+
 class StagedFile:
     """A file that is written here and not, or not yet, what the registry has.
 
@@ -33,8 +61,10 @@ class StagedFile:
     then. `clean` are the bytes that are those of `base`, `unchanged` those that were not
     written since the upload that is under way began. Up to `written_until` it was written in
     order from its beginning; `upload` is the multipart upload that is not finished, and `starting`
-    that of which no id is known yet. `lock` is
-    held while the file is uploaded, renamed or settled.
+    that of which no id is known yet; those in `left` are to be aborted. `is_closed` tells that
+    nobody has changed it since the last writer closed it; a crash goes back to `fallback` until
+    more is promised than that. `lock` is held while the file is uploaded, renamed or settled, and
+    `recording` while it is recorded.
 
     INVARIANT: `fd` is open until the file is settled or discarded.
     """
@@ -53,6 +83,8 @@ class StagedFile:
         self.uploaded_generation = 0
         self.synced_generation = 0
         self.is_written = False  # since it was opened with O_TRUNC
+        self.is_closed = False
+        self.fallback: Fallback | None = None
         self.is_recovered = False
         self.tried_generation = 0
         self.sent_etags: set[str] = set()
@@ -60,7 +92,8 @@ class StagedFile:
         self.unchanged = CleanSpans()
         self.written_until = 0
         self.upload: PartedUpload | None = None
-        self.starting: tuple[str, int] | None = None  # key and time: an upload may have begun
+        self.starting: BegunUpload | None = None
+        self.left: list[BegunUpload] = []
         self.is_begun_ahead = False
         self.is_discarded = False
         self.is_settling = False
@@ -74,6 +107,15 @@ class StagedFile:
     @property
     def is_dirty(self) -> bool:
         return self.generation != self.uploaded_generation and not self.is_discarded
+
+    @property
+    def is_due(self) -> bool:
+        """Tell whether the file is to be uploaded: promised, and not in the registry yet."""
+        return self.is_dirty and self.promise is Promise.CLOSED
+
+    @property
+    def disk_bytes(self) -> int:
+        return self.size + (self.fallback.size if self.fallback else 0)
 
     def wrote(self, start: int, end: int) -> None:
         """Note that bytes [start, end) were written just now."""
@@ -92,6 +134,7 @@ class StagedFile:
     def _changed(self, start: int, end: int | None) -> None:
         self.generation += 1
         self.is_written = True
+        self.is_closed = False
         self.mtime_ns = time.time_ns()
         self.clean.remove(start, end)
         self.unchanged.remove(start, end)
@@ -112,24 +155,47 @@ class StagedFile:
         self.written_until = 0  # what is appended now goes when it is closed, and alone
         self.is_begun_ahead = False
         self.is_recovered = False
-        self.starting = None
         self.sent_etags.clear()
 
-    def _unfinished(self) -> list[str | int | None] | None:
-        """Return key, id and time of the multipart upload that a restart is to abort."""
+    def leave_upload(self) -> None:
+        """Give up the multipart upload that is not finished: it is to be aborted."""
+        self.left = self._unfinished()[-LEFT_MAX:]
         if self.upload is not None:
-            return [self.upload.key, self.upload.id, None]
-        return None if self.starting is None else [self.starting[0], None, self.starting[1]]
+            self.upload.sends_ahead = False
+        self.upload = self.starting = None
+
+    def _unfinished(self) -> list[BegunUpload]:
+        """Return the multipart uploads that a restart is to abort."""
+        begun = [*self.left]
+        if self.upload is not None:
+            begun.append(BegunUpload(self.upload.key, self.upload.id, 0))
+        if self.starting is not None and not any(left.covers(self.starting) for left in begun):
+            begun.append(self.starting)
+        return begun
+
+    def went_back(self, fallback: Fallback) -> None:
+        """Note that the file is again as it was closed: a write after that has failed."""
+        self.path, self.size, self.fallback = fallback.path, fallback.size, None
+        self._changed(0, None)
+        self.mtime_ns, self.failure = fallback.mtime_ns, None
+        self.promise, self.is_closed = Promise.CLOSED, True
 
     def record(self) -> bytes:
+        return self._record(self.mtime_ns, self.promise, self.fallback)
+
+    def record_of_fallback(self, fallback: Fallback) -> bytes:
+        return self._record(fallback.mtime_ns, Promise.CLOSED, None)
+
+    def _record(self, mtime_ns: int, promise: Promise, fallback: Fallback | None) -> bytes:
         return json.dumps(
             {
                 "model": str(self.model),
                 "path": self.name,
                 "base_etag": self.base_etag,
-                "mtime_ns": self.mtime_ns,
-                "promise": self.promise,
+                "mtime_ns": mtime_ns,
+                "promise": promise,
                 "sent_etags": sorted(self.sent_etags),
-                "upload": self._unfinished(),
+                "uploads": [astuple(upload) for upload in self._unfinished()],
+                "replaces": fallback.path.name if fallback else None,
             }
         ).encode()

@@ -6,29 +6,18 @@ Nothing here changes what the event loop owns of a StagedFile, but for the descr
 import json
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modelfs.errors import InvalidName, StoreError
 from modelfs.names import ModelId, parse_model
 from modelfs.store.layout import close_fd, write_durably
-from modelfs.store.stagedfile import Promise, StagedFile
+from modelfs.store.stagedfile import BegunUpload, Fallback, Promise, StagedFile
 
 log = logging.getLogger(__name__)
 
 COPY_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class LeftUpload:
-    """A multipart upload of an earlier daemon.
-
-    Where `id` is None its answer is lost: it may have begun since `since_ns` (epoch).
-    """
-
-    key: str
-    id: str | None
-    since_ns: int | None
+NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +32,33 @@ class Found:
     promise: Promise
     size: int
     sent_etags: tuple[str, ...]
-    upload: LeftUpload | None
+    uploads: tuple[BegunUpload, ...]
+    replaces: str | None  # the file of its fallback
 
 
-def reopen(staged: StagedFile) -> None:
-    """Open the file anew under the descriptor that it has."""
-    opened = os.open(staged.path, os.O_RDWR | os.O_CLOEXEC)
+def reopen(path: Path, fd: int) -> None:
+    """Open a staged file under the descriptor that it has: who has it open goes on with it."""
+    opened = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        os.dup2(opened, staged.fd, inheritable=False)  # who has it open goes on with it
+        os.dup2(opened, fd, inheritable=False)
     finally:
         os.close(opened)
+
+
+def copy_under(path: Path, fd: int, size: int) -> None:
+    """Make `path` of the first `size` bytes of `fd`, and have the descriptor be that one's.
+
+    A crash before its sidecar is there leaves bytes that the next start sweeps.
+    """
+    copy = os.open(path, NEW_FILE, 0o600)
+    try:
+        _copy(fd, copy, size)
+        os.dup2(copy, fd, inheritable=False)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(copy)
 
 
 def sidecar_of(path: Path) -> Path:
@@ -62,8 +68,7 @@ def sidecar_of(path: Path) -> Path:
 
 def create(staged: StagedFile, source: int) -> None:
     """Make the file and its sidecar, with its `size` first bytes of the descriptor `source`."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    staged.fd = os.open(staged.path, flags, 0o600)
+    staged.fd = os.open(staged.path, NEW_FILE, 0o600)
     try:
         _copy(source, staged.fd, staged.size)
         record(staged, False)
@@ -75,15 +80,23 @@ def create(staged: StagedFile, source: int) -> None:
 
 def record(staged: StagedFile, durable: bool) -> None:
     """Write the sidecar; `durable` makes it, and the bytes before it, outlive a power cut."""
-    sidecar = sidecar_of(staged.path)
     if durable:
         if staged.fd >= 0:
             os.fsync(staged.fd)
-        write_durably(sidecar, staged.record())
+        write_durably(sidecar_of(staged.path), staged.record())
     else:
-        temporary = sidecar.with_suffix(".new")
-        temporary.write_bytes(staged.record())
-        temporary.replace(sidecar)
+        _replace(sidecar_of(staged.path), staged.record())
+
+
+def record_fallback(staged: StagedFile, fallback: Fallback) -> None:
+    """Write the sidecar of what a crash goes back to: its file may have another name now."""
+    _replace(sidecar_of(fallback.path), staged.record_of_fallback(fallback))
+
+
+def _replace(sidecar: Path, content: bytes) -> None:
+    temporary = sidecar.with_suffix(".new")
+    temporary.write_bytes(content)
+    temporary.replace(sidecar)
 
 
 def remove(path: Path, fd: int, with_bytes: bool) -> None:
@@ -113,7 +126,10 @@ def _copy(source: int, target: int, size: int) -> None:
 
 
 def load(folder: Path) -> list[Found]:
-    """Return what an earlier daemon left, the oldest record first; what is only half is swept."""
+    """Return what an earlier daemon left, the oldest record first; what is only half is swept.
+
+    What another record replaces, and was promised, is told as kept.
+    """
     found = []
     for sidecar in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
         path = sidecar.with_suffix("")
@@ -129,7 +145,8 @@ def load(folder: Path) -> list[Found]:
                     Promise(content["promise"]),
                     path.stat().st_size,
                     tuple(content.get("sent_etags", ())),
-                    LeftUpload(*content["upload"]) if content.get("upload") else None,
+                    tuple(BegunUpload(*upload) for upload in content.get("uploads", ())),
+                    content.get("replaces"),
                 )
             )
         except FileNotFoundError:
@@ -139,4 +156,5 @@ def load(folder: Path) -> list[Found]:
     for path in folder.iterdir():
         if path.suffix != ".json" and not sidecar_of(path).exists():
             path.unlink()  # removed while it was open, or a crash's half-made record
-    return found
+    gone = {one.replaces for one in found if one.promise is not Promise.OPEN}
+    return [replace(f, promise=Promise.KEPT) if f.path.name in gone else f for f in found]

@@ -10,6 +10,9 @@ finished, and what was promised of them:
     local   it stays on this node (`local_only`): never uploaded, never frozen
     aside   found `open` after a crash, kept for a person to look at
 
+A file that waits to be uploaded is never changed itself: whoever writes to it changes a copy, and
+the file as it was closed stays, as the fallback, until more than that is promised.
+
 Owned by the trio thread; the work on the disk runs in its threads.
 """
 
@@ -33,8 +36,7 @@ from modelfs.store.etags import SINGLE_PUT_MAX, expected_etag
 from modelfs.store.hashing import hashes
 from modelfs.store.localreads import Buffer, LocalReads
 from modelfs.store.parts import PartFile
-from modelfs.store.stagedfile import Promise, StagedFile
-from modelfs.store.stagedfolder import LeftUpload
+from modelfs.store.stagedfile import Fallback, Promise, StagedFile
 
 log = logging.getLogger(__name__)
 
@@ -73,12 +75,13 @@ class Staging:
         self.local_folders: set[tuple[ModelId, str]] = set()
         self._shown: dict[tuple[ModelId, str], StagedFile] = {}
         self.aside: list[StagedFile] = []
-        self.left_uploads: list[LeftUpload] = []
         self.before_discard: Callable[[StagedFile], Awaitable[None]] | None = None
 
     def statistics(self) -> StagingStatistics:
-        used = sum(staged.size for staged in self._shown.values())
-        return StagingStatistics(len(self._shown), used, self._max_bytes, len(self.aside))
+        return StagingStatistics(len(self._shown), self._used(), self._max_bytes, len(self.aside))
+
+    def _used(self) -> int:
+        return sum(staged.disk_bytes for staged in self._shown.values())
 
     def set_limits(self, local_only: tuple[str, ...], max_bytes: int | None) -> None:
         """Take others for what is written from now on; a file keeps what it was promised."""
@@ -162,7 +165,7 @@ class Staging:
         if staged.synced_generation != staged.generation:
             staged.failure = OSError(errno.EIO, "the store went away before it had all bytes")
             raise StoreError(f"the staged file {staged.path}: {staged.failure.strerror}")
-        await self._disk.run(stagedfolder.reopen, staged)
+        await self._disk.run(stagedfolder.reopen, staged.path, staged.fd)
 
     async def read(self, staged: StagedFile, offset: int, size: int) -> Buffer:
         """Return bytes, fewer at the end of the file; they hold until the next await."""
@@ -170,7 +173,7 @@ class Staging:
         return await self._reads.read(staged.fd, offset, size) if size > 0 else b""
 
     async def write(self, staged: StagedFile, offset: int, data: bytes) -> None:
-        await self._reopen(staged)
+        await self._reopen(staged, staged.size)
         try:
             self._check_bound(staged, offset + len(data))
             await self._disk.run(stagedfolder.write, staged.fd, offset, data)
@@ -181,7 +184,7 @@ class Staging:
         staged.wrote(offset, offset + len(data))
 
     async def truncate(self, staged: StagedFile, size: int) -> None:
-        await self._reopen(staged)
+        await self._reopen(staged, min(size, staged.size))
         self._check_bound(staged, size)
         await self._disk.run(os.ftruncate, staged.fd, size)
         staged.was_cut(size)
@@ -203,33 +206,88 @@ class Staging:
 
     def _check_bound(self, staged: StagedFile, size: int) -> None:
         """Raise ENOSPC where a file of `size` would make the staged bytes too many."""
-        if self._max_bytes is None or size <= staged.size:
-            return
-        if sum(other.size for other in self) - staged.size + size > self._max_bytes:
+        if size > staged.size:
+            self._check_room(size - staged.size)
+
+    def _check_room(self, size: int) -> None:
+        if self._max_bytes is not None and self._used() + size > self._max_bytes:
             raise OSError(errno.ENOSPC, "more than `staged_max` would wait to be uploaded")
 
-    async def _reopen(self, staged: StagedFile) -> None:
-        """Before a file is changed again: take the promise back, if the registry has it.
+    async def _reopen(self, staged: StagedFile, size: int) -> None:
+        """Before a file is changed again, of which `size` bytes stay: see to what was promised.
 
-        Where it may have it, remember what that would look like: it is no stranger's. An upload in
-        parts remembers that itself.
+        If the registry has it, the promise is taken back; if it waits, it is kept as it is. Where
+        the registry may have it, remember what that would look like: it is no stranger's. An
+        upload in parts remembers that itself.
         """
-        is_whole = staged.size <= SINGLE_PUT_MAX
+        if staged.is_closed and staged.is_due:
+            await self._keep_fallback(staged, size)
         is_unknown = staged.is_recovered or staged.lock.locked()  # locked: an upload is under way
-        if is_whole and is_unknown and staged.tried_generation == staged.generation:
-            staged.sent_etags.add(await self.etag(staged))
-            await self.promise(staged, staged.promise, durable=False)
+        if is_unknown and await self._note_tried(staged):
+            await self.record(staged)
         if staged.promise is not Promise.OPEN and not staged.is_dirty:
             await self.promise(staged, Promise.OPEN, durable=False)
 
+    async def _note_tried(self, staged: StagedFile) -> bool:
+        """Remember the ETag of the file as it is, where that was sent whole; tell whether."""
+        was_sent = staged.tried_generation == staged.generation
+        if was_sent and staged.size <= SINGLE_PUT_MAX:
+            staged.sent_etags.add(await self.etag(staged))
+            return True
+        return False
+
+    async def _keep_fallback(self, staged: StagedFile, size: int) -> None:
+        """Leave a file that waits on the disk as it was closed; go on with a copy of `size` bytes.
+
+        An upload of it that is under way is waited for. It is not uploaded meanwhile.
+        """
+        async with staged.lock, staged.recording:
+            if not (staged.is_closed and staged.is_due):
+                return
+            self._check_room(size)
+            await self._note_tried(staged)
+            fallback = Fallback(staged.path, staged.size, staged.mtime_ns)
+            path = self._folder / uuid.uuid4().hex
+            await self._disk.run(stagedfolder.copy_under, path, staged.fd, size)
+            staged.path, staged.fallback = path, fallback
+            staged.promise = Promise.OPEN
+            staged.was_cut(size)
+            await self._record(staged, durable=False)
+
+    async def go_back(self, staged: StagedFile) -> bool:
+        """Show a file again as it was closed, after a write to its copy failed; tell whether."""
+        async with staged.lock, staged.recording:
+            if (fallback := staged.fallback) is None:
+                return False
+            await self._disk.run(stagedfolder.reopen, fallback.path, staged.fd)
+            path = staged.path
+            staged.went_back(fallback)
+            await self._disk.run(stagedfolder.remove, path, -1, True)
+        return True
+
     async def promise(self, staged: StagedFile, promise: Promise, *, durable: bool) -> None:
-        """Write down what was promised; `durable` also makes the bytes outlive a power cut."""
-        staged.promise = promise
-        generation = staged.generation
+        """Write down what is promised now; `durable` also makes the bytes outlive a power cut."""
         async with staged.recording:
-            await self._disk.run(stagedfolder.record, staged, durable)
-        if durable:
+            staged.promise = promise
+            await self._record(staged, durable)
+
+    async def record(self, staged: StagedFile, *, durable: bool = False) -> None:
+        """Write down what is known now of a file; what was promised stays as it is."""
+        async with staged.recording:
+            await self._record(staged, durable)
+
+    async def _record(self, staged: StagedFile, durable: bool) -> None:
+        """Write the sidecar. Of what was promised after a fallback that one goes, durably."""
+        generation, fallback = staged.generation, staged.fallback
+        is_past = fallback is not None and staged.promise is not Promise.OPEN
+        await self._disk.run(stagedfolder.record, staged, durable or is_past)
+        if durable or is_past:
             staged.synced_generation = generation
+        if fallback is not None and is_past:
+            staged.fallback = None
+            await self._disk.run(stagedfolder.remove, fallback.path, -1, True)
+        elif fallback is not None:  # its name may be another one now
+            await self._disk.run(stagedfolder.record_fallback, staged, fallback)
 
     def move(self, staged: StagedFile, model: ModelId, name: str) -> None:
         """Show a staged file at another path; what was shown there must be discarded."""
@@ -251,6 +309,9 @@ class Staging:
         staged.is_discarded = True
         if self.before_discard is not None:
             await self.before_discard(staged)
+        if staged.fallback is not None:
+            await self._disk.run(stagedfolder.remove, staged.fallback.path, -1, True)
+            staged.fallback = None
         if self._shown.get((staged.model, staged.name)) is staged:
             del self._shown[staged.model, staged.name]
         if staged.users:
@@ -279,17 +340,16 @@ class Staging:
         """
         waiting = []
         for found in await self._disk.run(stagedfolder.load, self._folder):
-            if found.upload is not None:
-                self.left_uploads.append(found.upload)
             if found.promise is Promise.KEPT:
                 await self._disk.run(stagedfolder.remove, found.path, -1, True)
                 continue
             staged = StagedFile(found.path, found.model, found.name, None)
             staged.base_etag, staged.mtime_ns = found.base_etag, found.mtime_ns
             staged.size, staged.promise = found.size, found.promise
-            staged.is_recovered = staged.is_written = True
+            staged.is_recovered = staged.is_written = staged.is_closed = True
             staged.tried_generation = staged.generation
             staged.sent_etags.update(found.sent_etags)
+            staged.left.extend(found.uploads)
             is_promised = found.promise in (Promise.CLOSED, Promise.LOCAL)
             if is_promised and not self.get(found.model, found.name):
                 staged.fd = await self._disk.run(os.open, found.path, os.O_RDWR | os.O_CLOEXEC)

@@ -29,7 +29,7 @@ from modelfs.store import cuts, etags
 from modelfs.store.conflicts import Conflicts
 from modelfs.store.cuts import Cut, Piece
 from modelfs.store.partedupload import PartedUpload
-from modelfs.store.stagedfile import Promise, StagedFile
+from modelfs.store.stagedfile import BegunUpload, Promise, StagedFile
 from modelfs.store.staging import Staging
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,6 @@ class Uploader:
         self._progress = progress
         self._has_conditions = True  # until the registry refuses one that holds
         self._own: set[str] = set()  # ids of the multipart uploads that are under way
-        self._lost: dict[str, int] = {}  # key -> since when one may have begun with no answer
         self.unfinished: list[UnfinishedUpload] = []
         self.conflicts = Conflicts(registry, staging, host)
         staging.before_discard = self._abandon
@@ -156,35 +155,33 @@ class Uploader:
         cut: Cut,
         source: ObjectInfo | None = None,
     ) -> PartedUpload:
+        await self._abandon(staged)
         key, mtime_ns = self._key(staged), staged.mtime_ns
         # From now on a restart looks for it, and aborts it.
-        staged.starting = key, time.time_ns()
-        await self._staging.promise(staged, staged.promise, durable=False)
-        upload_id = await self._start(key, {MTIME: format_mtime(mtime_ns), **metadata})
-        where = (self._registry, self._progress, key, upload_id, mtime_ns, cut, source)
-        staged.upload, staged.starting = PartedUpload(*where), None
-        await self._staging.promise(staged, staged.promise, durable=False)
-        return staged.upload
-
-    async def _start(self, key: str, metadata: dict[str, str]) -> str:
-        """Return the id of a new multipart upload; those whose answers were lost are aborted."""
-        begun_ns, tries = time.time_ns(), 0
+        starting = staged.starting = BegunUpload(key, None, time.time_ns())
+        await self._staging.record(staged)
+        tries = 0
 
         def start() -> str:
             nonlocal tries
             tries += 1
-            return self._registry.store.start_upload(key, metadata)
+            all_metadata = {MTIME: format_mtime(mtime_ns), **metadata}
+            return self._registry.store.start_upload(key, all_metadata)
 
         try:
             upload_id = await self._registry.call(start)
-        except RegistryUnavailable:
-            self._lost.setdefault(key, begun_ns)
+        except ModelfsError as error:
+            if not isinstance(error, RegistryUnavailable):
+                staged.starting = None  # none has begun
             raise
         self._own.add(upload_id)
-        since_ns = self._lost.pop(key, begun_ns if tries > 1 else None)
-        if since_ns is not None:
-            await self._abort_lost(key, since_ns - CLOCKS_DIFFER_NS)
-        return upload_id
+        where = (self._registry, self._progress, key, upload_id, mtime_ns, cut, source)
+        staged.upload, staged.starting = PartedUpload(*where), None
+        if tries > 1:  # each that had no answer may have begun one
+            staged.left.append(starting)
+            await self._abort_left(staged)
+        await self._staging.record(staged)
+        return staged.upload
 
     async def _abort_lost(self, key: str, since_ns: int) -> None:
         ask = partial(self._registry.store.unfinished_uploads, key)
@@ -208,7 +205,7 @@ class Uploader:
         parts = upload.parts(size)
         if etag := multipart_etag(parts):  # what it shows if the answer to this is lost
             staged.sent_etags.add(etag)
-            await self._staging.promise(staged, staged.promise, durable=False)
+            await self._staging.record(staged)
         finish = partial(self._registry.store.finish_upload, upload.key, upload.id, parts, size)
         info = await self._registry.call_upload(finish)
         staged.upload = None
@@ -305,28 +302,40 @@ class Uploader:
 
     async def _abandon(self, staged: StagedFile) -> None:
         """Abort what was begun of a file's upload, if anything was, within a limit."""
-        upload, staged.upload = staged.upload, None
-        if upload is None:
-            return
-        upload.sends_ahead = False
+        upload = staged.upload
+        staged.leave_upload()
         with trio.CancelScope(shield=True, deadline=trio.current_time() + ABORT_LIMIT_S):
-            await upload.landed()
-            await self._abort(upload.key, upload.id)
-        self._own.discard(upload.id)
+            if upload is not None:
+                await upload.landed()
+            await self._abort_left(staged)
+
+    async def _abort_left(self, staged: StagedFile) -> None:
+        """Abort the uploads of a file that were given up, or left by an earlier daemon."""
+        for left in staged.left:
+            try:
+                if left.id is None:
+                    await self._abort_lost(left.key, left.since_ns - CLOCKS_DIFFER_NS)
+                else:
+                    await self._abort(left.key, left.id)
+            except ModelfsError as error:
+                log.warning("an unfinished upload of %s stays: %s", left.key, error)
+            else:
+                staged.left = [other for other in staged.left if other != left]
 
     async def _abort(self, key: str, upload_id: str) -> None:
-        try:
-            await self._registry.call(self._registry.store.abort_upload, key, upload_id)
-        except ModelfsError as error:
-            log.warning("an unfinished upload of %s stays: %s", key, error)
+        await self._registry.call(self._registry.store.abort_upload, key, upload_id)
+        self._own.discard(upload_id)
 
     async def sweep(self) -> None:
         """Abort the uploads that an earlier daemon has left, and look which others there are."""
         await self._registry.wait_reachable()
-        try:
-            await self._abort_left()
-        except ModelfsError as error:
-            log.warning("unfinished uploads of before may stay: %s", error)
+        for staged in [*self._staging, *self._staging.aside]:
+            if not staged.left:
+                continue
+            async with staged.lock:
+                if not (staged.is_discarded or staged.is_settling):
+                    await self._abort_left(staged)
+                    await self._staging.record(staged)
         ask = partial(self._registry.store.unfinished_uploads, self._registry.keys.prefix)
         try:
             found = await self._registry.call(ask)
@@ -336,11 +345,3 @@ class Uploader:
         self.unfinished = [upload for upload in found if upload.id not in self._own]
         for upload in self.unfinished[:20]:
             log.warning("an unfinished upload of %s is there, begun by someone else", upload.key)
-
-    async def _abort_left(self) -> None:
-        while self._staging.left_uploads:
-            left = self._staging.left_uploads.pop()
-            if left.id is not None:
-                await self._abort(left.key, left.id)
-            elif left.since_ns is not None:
-                await self._abort_lost(left.key, left.since_ns - CLOCKS_DIFFER_NS)

@@ -8,6 +8,8 @@ thread; bodies are read and sent by threads of the registry's pool.
 import errno
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import trio
@@ -96,7 +98,7 @@ class Writeback:
         if staged.is_dirty:
             await self._promise(staged)
         wanted = staged.generation  # what others write from now on is not waited for
-        while staged.is_dirty and staged.uploaded_generation < wanted:
+        while staged.is_due and staged.uploaded_generation < wanted:
             job = self.start(staged)
             job.again.set()
             tried = job.tried
@@ -105,22 +107,21 @@ class Writeback:
                 await wait_while_moving(tried, self._progress, self._registry.timeout_s)
             except ModelfsError as error:
                 staged.error = str(error)
-                await self._record(staged, Promise.CLOSED, durable=True)
+                await self._secure(staged)
                 raise
             if job.error is not None:
                 raise job.error
 
-    async def _record(self, staged: StagedFile, promise: Promise, *, durable: bool) -> None:
-        """Write a promise down; where the store's disk refuses, the upload goes on all the same."""
-        try:
-            await self._staging.promise(staged, promise, durable=durable)
-        except OSError as error:
-            log.warning("what was promised of %s is not on the disk: %s", staged.name, error)
+    async def _secure(self, staged: StagedFile) -> None:
+        """Make a file that waits outlive a power cut, where the store's disk takes it."""
+        with _logged(staged):
+            await self._staging.record(staged, durable=True)
 
     async def _promise(self, staged: StagedFile) -> None:
         """Write down that a file is closed; what stays on this node is done with that."""
         promise = self._staging.promise_of(staged)
-        await self._record(staged, promise, durable=False)
+        with _logged(staged):
+            await self._staging.promise(staged, promise, durable=False)
         if promise is Promise.LOCAL:
             staged.uploaded_generation = staged.generation
 
@@ -157,7 +158,7 @@ class Writeback:
     async def _try_until_done(self, staged: StagedFile, job: _Job) -> None:
         pause_s, torn = RETRY_FIRST_S, 0
         try:
-            while staged.is_dirty:
+            while staged.is_due:
                 job.again = trio.Event()
                 job.error = await self._try(staged)
                 if _is_torn(staged, job.error) and torn < TORN_MAX:
@@ -170,7 +171,7 @@ class Writeback:
                     staged.error = str(job.error)
                     self._failed_tries += 1
                     log.error("%s/main/%s waits: %s", staged.model, staged.name, job.error)
-                    await self._record(staged, Promise.CLOSED, durable=True)
+                    await self._secure(staged)
                 tried, job.tried = job.tried, trio.Event()
                 tried.set()
                 if job.error is not None:
@@ -186,14 +187,14 @@ class Writeback:
     async def _try(self, staged: StagedFile) -> ModelfsError | None:
         try:
             async with staged.lock:
-                if staged.is_dirty:
+                if staged.is_due:
                     await self._upload(staged)
         except ModelfsError as error:
             return error
         except OSError as error:
             if error.errno in (errno.ENOTCONN, errno.ESHUTDOWN):
                 await self._revive(staged)
-            return ModelfsError(f"the staged file {staged.path}: {error.strerror}")
+            return ModelfsError(f"the staged file {staged.path}: {error.strerror or error}")
         except Exception:
             log.exception("the upload of %s failed: a bug", staged.name)
             return ModelfsError("the upload failed by a bug of modelfs: see the log")
@@ -205,8 +206,11 @@ class Writeback:
             return
         self.uploaded_files += 1
         # What was written meanwhile may be promised already; it replaces this object now.
-        promise = staged.promise if staged.is_dirty else Promise.KEPT
-        await self._record(staged, promise, durable=False)
+        with _logged(staged):
+            if staged.is_dirty:
+                await self._staging.record(staged)
+            else:
+                await self._staging.promise(staged, Promise.KEPT, durable=False)
 
     async def _revive(self, staged: StagedFile) -> None:
         try:
@@ -233,6 +237,15 @@ class Writeback:
                 except (OSError, ModelfsError) as error:
                     log.warning("%s could not go into the cache: %s", staged.path, error)
                     await self._staging.remove(staged, with_bytes=True)
+
+
+@contextmanager
+def _logged(staged: StagedFile) -> Iterator[None]:
+    """Where the store's disk refuses what is promised, the upload goes on all the same."""
+    try:
+        yield
+    except OSError as error:
+        log.warning("what was promised of %s is not on the disk: %s", staged.name, error)
 
 
 def _is_torn(staged: StagedFile, error: ModelfsError | None) -> bool:
