@@ -1,6 +1,7 @@
 """kill -9 and SIGTERM, at all moments: nothing that was promised is lost, nothing is invented."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -352,6 +353,46 @@ def test_a_file_neither_closed_nor_fsynced_never_replaces_the_object(
         kept = Path(mount.status()["uploads"][0]["error"].rpartition(" ")[2])
         assert kept.read_bytes() == (b"goodhalf" if flags == os.O_APPEND else b"half")
         mount.kill()
+
+
+@pytest.mark.parametrize("flags", [0, os.O_TRUNC, os.O_APPEND])
+def test_a_file_that_waits_is_what_it_was_when_a_kill_meets_it_written_anew(
+    cut_mount: Mount, proxy: FaultyProxy, flags: int
+) -> None:
+    path = cut_mount.main / "a"
+    path.write_bytes(b"before")
+    with proxy.faulty(Fault.RESET):
+        write_in_vain(path, b"promised")
+        restart(cut_mount)
+        fd = os.open(path, os.O_WRONLY | flags)
+        os.write(fd, b"half")
+        expected = {0: b"halfised", os.O_TRUNC: b"half", os.O_APPEND: b"promisedhalf"}[flags]
+        assert path.read_bytes() == expected
+        cut_mount.kill()
+        with contextlib.suppress(OSError):
+            os.close(fd)
+        cut_mount.start()
+    wait_until(lambda: [state for _, state in uploads(cut_mount)] == ["aside"])
+    assert cut_mount.objects() == {"": b"", "a": b"promised"}
+    assert path.read_bytes() == b"promised"
+    assert cut_mount.status()["counters"]["conflicts"] == 0
+
+
+def test_a_file_that_waits_stays_what_it_was_when_its_new_bytes_are_refused(
+    moto_bucket: S3Endpoint, make_mount: MakeMount, proxy: FaultyProxy
+) -> None:
+    mount = make_mount(moto_bucket, endpoint=proxy.endpoint, timeout=15, staged_max="2MiB")
+    mount.model.mkdir(parents=True)
+    os.listdir(mount.main)
+    path, promised = mount.main / "a", os.urandom(9000)
+    with proxy.faulty(Fault.RESET):
+        write_in_vain(path, promised)
+        assert attempt("paths[0].write_bytes(bytes(3 << 20))", path).errno == errno.ENOSPC
+        assert path.read_bytes() == promised, "the kernel's pages are not those of the failed write"
+        assert uploads(mount) == [("acme/llama/main/a", "waiting")]
+    wait_until(lambda: uploads(mount) == [])
+    assert mount.objects() == {"": b"", "a": promised}
+    assert path.read_bytes() == promised
 
 
 def test_what_was_fsynced_while_an_upload_ran_is_not_lost_by_a_kill(
