@@ -220,6 +220,7 @@ class Library:
         await self._disk.run(self._health.check_now)
         shelf = await self._disk.run(versions.shelf, self.layout, version.model)
         if version.version in shelf.ready:
+            await self.freezes.stop(version)  # it may just be ready, and has a last step to do
             # What a freeze that was cut off at its very end left would bring it back.
             await self._disk.run(publishing.discard_pending, self.layout, version)
             await self._disk.run(publishing.retire, self.layout, version)
