@@ -105,9 +105,13 @@ class Scene:
             return is_ready(self.victim, version) and not self.victim.status()["freezes"]
         return False
 
-    def is_there(self, version: str) -> bool:
-        """Tell whether a version is pending, or ready: in the order in which it moves."""
-        return (self.pending / version).exists() or (self.models / version).exists()
+    def is_there(self, version: str, *, on: Mount | None = None) -> bool:
+        """Tell whether a version is pending, or ready: in the order in which it moves.
+
+        Through the other node's ceph-fuse, which may be behind for a moment, or that of `on`.
+        """
+        store = (on or self.other).store
+        return any((store / w / "acme" / "llama" / version).exists() for w in ("pending", "models"))
 
     def left_over(self) -> list[str]:
         """Return what lies in the model's pending folder, but for claims that a kill left."""
@@ -184,7 +188,7 @@ def test_a_freeze_that_was_killed_at_any_step_is_finished_by_its_node(
         if was_killed:
             victim.kill()
             victim.start()
-            if not scene.is_there(version):
+            if not scene.is_there(version, on=victim):
                 (victim.model / version).mkdir()  # the name is not used up
         scene.check_ready(version, victim)
         wait_until(lambda: not scene.left_over())
