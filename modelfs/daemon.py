@@ -165,7 +165,8 @@ class _Daemon:
             await services.cache.load()
             for staged in await services.staging.load():
                 services.writeback.start(staged)
-            background.start_soon(services.writeback.uploader.sweep, name="unfinished uploads")
+            sweep = services.writeback.uploader.keep_sweeping
+            background.start_soon(sweep, name="unfinished uploads")
             background.start_soon(services.registry.watch, name="registry watch")
             background.start_soon(services.health.watch, self._hold_again, name="store watch")
             background.start_soon(self._own_namespaces, services, name="owners of namespaces")

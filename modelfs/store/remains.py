@@ -15,7 +15,7 @@ from modelfs.errors import InvalidName
 from modelfs.names import VersionId, parse_model
 from modelfs.store.layout import Layout, names_in
 from modelfs.store.stagedfile import Promise
-from modelfs.store.stagedfolder import sidecar_of
+from modelfs.store.stagedfolder import is_bytes, sidecar_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def staged_files(layout: Layout) -> list[Staged]:
     found = []
     for name in names_in(layout.staged):
         path = layout.staged / name
-        if path.suffix in (".json", ".new"):
+        if not is_bytes(path):
             continue
         try:
             stat = path.stat()

@@ -13,8 +13,6 @@ from modelfs.registry.objects import ObjectInfo
 from modelfs.store.cuts import CleanSpans
 from modelfs.store.partedupload import PartedUpload
 
-LEFT_MAX = 100  # uploads of one file that could not be aborted; older ones `doctor` finds
-
 
 class Promise(StrEnum):
     """What was promised of a staged file; see staging.py."""
@@ -28,18 +26,15 @@ class Promise(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BegunUpload:
-    """A multipart upload that is to be aborted.
+    """A multipart upload that is to be aborted if nobody goes on with it.
 
-    Where `id` is None its answer is lost: it may have begun since `since_ns` (epoch).
+    `since_ns` (epoch; 0 is not known) is since when it is left; where `id` is None its answer is
+    lost, and it may have begun then.
     """
 
     key: str
     id: str | None
     since_ns: int
-
-    def covers(self, later: "BegunUpload") -> bool:
-        """Tell whether who looks for this one meets a later one."""
-        return self.id is None and self.key == later.key
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +56,9 @@ class StagedFile:
     then. `clean` are the bytes that are those of `base`, `unchanged` those that were not
     written since the upload that is under way began. Up to `written_until` it was written in
     order from its beginning; `upload` is the multipart upload that is not finished, and `starting`
-    that of which no id is known yet; those in `left` are to be aborted. `is_closed` tells that
-    nobody has changed it since the last writer closed it; a crash goes back to `fallback` until
-    more is promised than that. `lock` is held while the file is uploaded, renamed or settled, and
-    `recording` while it is recorded.
+    that of which no id is known yet. `is_closed` tells that nobody has changed it since the last
+    writer closed it; a crash goes back to `fallback` until more is promised than that. `lock` is
+    held while the file is uploaded, renamed or settled, and `recording` while it is recorded.
 
     INVARIANT: `fd` is open until the file is settled or discarded.
     """
@@ -93,7 +87,6 @@ class StagedFile:
         self.written_until = 0
         self.upload: PartedUpload | None = None
         self.starting: BegunUpload | None = None
-        self.left: list[BegunUpload] = []
         self.is_begun_ahead = False
         self.is_discarded = False
         self.is_settling = False
@@ -157,21 +150,11 @@ class StagedFile:
         self.is_recovered = False
         self.sent_etags.clear()
 
-    def leave_upload(self) -> None:
-        """Give up the multipart upload that is not finished: it is to be aborted."""
-        self.left = self._unfinished()[-LEFT_MAX:]
+    def _unfinished(self) -> BegunUpload | None:
+        """Return the multipart upload that a restart is to abort."""
         if self.upload is not None:
-            self.upload.sends_ahead = False
-        self.upload = self.starting = None
-
-    def _unfinished(self) -> list[BegunUpload]:
-        """Return the multipart uploads that a restart is to abort."""
-        begun = [*self.left]
-        if self.upload is not None:
-            begun.append(BegunUpload(self.upload.key, self.upload.id, 0))
-        if self.starting is not None and not any(left.covers(self.starting) for left in begun):
-            begun.append(self.starting)
-        return begun
+            return BegunUpload(self.upload.key, self.upload.id, 0)
+        return self.starting
 
     def went_back(self, fallback: Fallback) -> None:
         """Note that the file is again as it was closed: a write after that has failed."""
@@ -195,7 +178,7 @@ class StagedFile:
                 "mtime_ns": mtime_ns,
                 "promise": promise,
                 "sent_etags": sorted(self.sent_etags),
-                "uploads": [astuple(upload) for upload in self._unfinished()],
+                "upload": astuple(begun) if (begun := self._unfinished()) else None,
                 "replaces": fallback.path.name if fallback else None,
             }
         ).encode()

@@ -6,7 +6,8 @@ Nothing here changes what the event loop owns of a StagedFile, but for the descr
 import json
 import logging
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 from modelfs.errors import InvalidName, StoreError
@@ -17,6 +18,7 @@ from modelfs.store.stagedfile import BegunUpload, Fallback, Promise, StagedFile
 log = logging.getLogger(__name__)
 
 COPY_BYTES = 1 << 20
+LEFT_UPLOADS = "uploads.left"
 NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
@@ -32,7 +34,7 @@ class Found:
     promise: Promise
     size: int
     sent_etags: tuple[str, ...]
-    uploads: tuple[BegunUpload, ...]
+    upload: BegunUpload | None
     replaces: str | None  # the file of its fallback
 
 
@@ -115,6 +117,31 @@ def write(fd: int, offset: int, data: bytes) -> None:
         view, offset = view[written:], offset + written
 
 
+def is_bytes(path: Path) -> bool:
+    """Tell whether what lies at a path is the bytes of a staged file."""
+    return path.suffix not in (".json", ".new") and not path.name.startswith(LEFT_UPLOADS)
+
+
+def load_uploads(folder: Path) -> list[BegunUpload]:
+    """Return the multipart uploads that are on record to be aborted."""
+    path = folder / LEFT_UPLOADS
+    try:
+        return [BegunUpload(*upload) for upload in json.loads(path.read_bytes())]
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError) as error:
+        log.error("%s is damaged, and is written anew: %s", path, error)
+        return []
+
+
+def record_uploads(folder: Path, uploads: Sequence[BegunUpload]) -> None:
+    path = folder / LEFT_UPLOADS
+    if uploads:
+        _replace(path, json.dumps([astuple(upload) for upload in uploads]).encode())
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _copy(source: int, target: int, size: int) -> None:
     offset = 0
     while offset < size:
@@ -145,7 +172,7 @@ def load(folder: Path) -> list[Found]:
                     Promise(content["promise"]),
                     path.stat().st_size,
                     tuple(content.get("sent_etags", ())),
-                    tuple(BegunUpload(*upload) for upload in content.get("uploads", ())),
+                    BegunUpload(*content["upload"]) if content.get("upload") else None,
                     content.get("replaces"),
                 )
             )
@@ -154,7 +181,7 @@ def load(folder: Path) -> list[Found]:
         except (OSError, ValueError, KeyError, TypeError, InvalidName) as error:
             log.error("the staged file %s is damaged, and left alone: %s", sidecar, error)
     for path in folder.iterdir():
-        if path.suffix != ".json" and not sidecar_of(path).exists():
+        if is_bytes(path) and not sidecar_of(path).exists():
             path.unlink()  # removed while it was open, or a crash's half-made record
     gone = {one.replaces for one in found if one.promise is not Promise.OPEN}
     return [replace(f, promise=Promise.KEPT) if f.path.name in gone else f for f in found]

@@ -34,6 +34,7 @@ from modelfs.store.confirming import expected_of
 from modelfs.store.cuts import CleanSpans
 from modelfs.store.etags import SINGLE_PUT_MAX, expected_etag
 from modelfs.store.hashing import hashes
+from modelfs.store.leftuploads import LeftUploads
 from modelfs.store.localreads import Buffer, LocalReads
 from modelfs.store.parts import PartFile
 from modelfs.store.stagedfile import Fallback, Promise, StagedFile
@@ -75,6 +76,7 @@ class Staging:
         self.local_folders: set[tuple[ModelId, str]] = set()
         self._shown: dict[tuple[ModelId, str], StagedFile] = {}
         self.aside: list[StagedFile] = []
+        self.left_uploads = LeftUploads(folder, disk)
         self.before_discard: Callable[[StagedFile], Awaitable[None]] | None = None
 
     def statistics(self) -> StagingStatistics:
@@ -338,8 +340,9 @@ class Staging:
 
         What was open and never promised is put `aside`, as is a second file of one path.
         """
-        waiting = []
-        for found in await self._disk.run(stagedfolder.load, self._folder):
+        waiting, left = [], await self._disk.run(stagedfolder.load, self._folder)
+        await self.left_uploads.load(found.upload for found in left if found.upload)
+        for found in left:
             if found.promise is Promise.KEPT:
                 await self._disk.run(stagedfolder.remove, found.path, -1, True)
                 continue
@@ -349,7 +352,6 @@ class Staging:
             staged.is_recovered = staged.is_written = staged.is_closed = True
             staged.tried_generation = staged.generation
             staged.sent_etags.update(found.sent_etags)
-            staged.left.extend(found.uploads)
             is_promised = found.promise in (Promise.CLOSED, Promise.LOCAL)
             if is_promised and not self.get(found.model, found.name):
                 staged.fd = await self._disk.run(os.open, found.path, os.O_RDWR | os.O_CLOEXEC)

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 PARALLEL_PARTS = 16  # of one file; with 8 a gateway that waits for its disk leaves a core idle
 AHEAD_FROM = 24 * cuts.MIB  # bytes written in order, from which on parts go before close()
 ABORT_LIMIT_S = 5.0
-CLOCKS_DIFFER_NS = 60 * 10**9  # the registry's and ours
+SWEEP_INTERVAL_S = 60.0
 PUT_TRIES = 3  # of a file of which the registry says that it came wrong, or has changed
 
 
@@ -59,6 +59,7 @@ class Uploader:
         self._progress = progress
         self._has_conditions = True  # until the registry refuses one that holds
         self._own: set[str] = set()  # ids of the multipart uploads that are under way
+        self._starting: set[str] = set()  # keys of those that have no id yet
         self.unfinished: list[UnfinishedUpload] = []
         self.conflicts = Conflicts(registry, staging, host)
         staging.before_discard = self._abandon
@@ -155,8 +156,7 @@ class Uploader:
         cut: Cut,
         source: ObjectInfo | None = None,
     ) -> PartedUpload:
-        await self._abandon(staged)
-        key, mtime_ns = self._key(staged), staged.mtime_ns
+        key, mtime_ns, left = self._key(staged), staged.mtime_ns, self._staging.left_uploads
         # From now on a restart looks for it, and aborts it.
         starting = staged.starting = BegunUpload(key, None, time.time_ns())
         await self._staging.record(staged)
@@ -168,26 +168,24 @@ class Uploader:
             all_metadata = {MTIME: format_mtime(mtime_ns), **metadata}
             return self._registry.store.start_upload(key, all_metadata)
 
+        self._starting.add(key)
         try:
             upload_id = await self._registry.call(start)
-        except ModelfsError as error:
-            if not isinstance(error, RegistryUnavailable):
-                staged.starting = None  # none has begun
+        except ModelfsError:  # it may have begun all the same
+            await left.add(starting)
             raise
+        finally:
+            staged.starting = None
+            self._starting.discard(key)
         self._own.add(upload_id)
         where = (self._registry, self._progress, key, upload_id, mtime_ns, cut, source)
-        staged.upload, staged.starting = PartedUpload(*where), None
-        if tries > 1:  # each that had no answer may have begun one
-            staged.left.append(starting)
-            await self._abort_left(staged)
+        staged.upload = PartedUpload(*where)
         await self._staging.record(staged)
+        if tries > 1:  # each that had no answer may have begun one
+            await left.add(starting)
+        if left.has(key):
+            await left.abort(self._registry, self._own, self._starting)
         return staged.upload
-
-    async def _abort_lost(self, key: str, since_ns: int) -> None:
-        ask = partial(self._registry.store.unfinished_uploads, key)
-        for found in await self._registry.call(ask):
-            if (found.key, found.id in self._own) == (key, False) and found.started_ns > since_ns:
-                await self._abort(found.key, found.id)
 
     async def _send_all(
         self, staged: StagedFile, upload: PartedUpload, pieces: Iterable[Piece]
@@ -302,40 +300,41 @@ class Uploader:
 
     async def _abandon(self, staged: StagedFile) -> None:
         """Abort what was begun of a file's upload, if anything was, within a limit."""
-        upload = staged.upload
-        staged.leave_upload()
+        upload, staged.upload = staged.upload, None
+        if upload is None:
+            return
+        upload.sends_ahead = False
+        is_gone = False
         with trio.CancelScope(shield=True, deadline=trio.current_time() + ABORT_LIMIT_S):
-            if upload is not None:
-                await upload.landed()
-            await self._abort_left(staged)
+            await upload.landed()
+            is_gone = await self._abort(upload)
+        if not is_gone:
+            begun = BegunUpload(upload.key, upload.id, time.time_ns())
+            await self._staging.left_uploads.add(begun)
+        self._own.discard(upload.id)
 
-    async def _abort_left(self, staged: StagedFile) -> None:
-        """Abort the uploads of a file that were given up, or left by an earlier daemon."""
-        for left in staged.left:
-            try:
-                if left.id is None:
-                    await self._abort_lost(left.key, left.since_ns - CLOCKS_DIFFER_NS)
-                else:
-                    await self._abort(left.key, left.id)
-            except ModelfsError as error:
-                log.warning("an unfinished upload of %s stays: %s", left.key, error)
-            else:
-                staged.left = [other for other in staged.left if other != left]
+    async def _abort(self, upload: PartedUpload) -> bool:
+        """Abort an upload; tell whether it is gone."""
+        try:
+            await self._registry.call(self._registry.store.abort_upload, upload.key, upload.id)
+        except ModelfsError as error:
+            log.info("the upload of %s is aborted later: %s", upload.key, error)
+            return False
+        return True
 
-    async def _abort(self, key: str, upload_id: str) -> None:
-        await self._registry.call(self._registry.store.abort_upload, key, upload_id)
-        self._own.discard(upload_id)
+    async def keep_sweeping(self) -> None:
+        """Abort what an earlier daemon has left, and what could not be aborted; runs for ever."""
+        await self.sweep()
+        while True:
+            await trio.sleep(SWEEP_INTERVAL_S)
+            if self._staging.left_uploads:
+                await self._registry.wait_reachable()
+                await self._staging.left_uploads.abort(self._registry, self._own, self._starting)
 
     async def sweep(self) -> None:
         """Abort the uploads that an earlier daemon has left, and look which others there are."""
         await self._registry.wait_reachable()
-        for staged in [*self._staging, *self._staging.aside]:
-            if not staged.left:
-                continue
-            async with staged.lock:
-                if not (staged.is_discarded or staged.is_settling):
-                    await self._abort_left(staged)
-                    await self._staging.record(staged)
+        await self._staging.left_uploads.abort(self._registry, self._own, self._starting)
         ask = partial(self._registry.store.unfinished_uploads, self._registry.keys.prefix)
         try:
             found = await self._registry.call(ask)

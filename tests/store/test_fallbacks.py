@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import trio
 
-from modelfs.errors import RegistryUnavailable
 from modelfs.mount import moving
 from modelfs.store.stagedfile import Promise, StagedFile
 from tests.fake_store import FakeStore, Gate
@@ -208,52 +207,3 @@ async def test_a_copy_counts_among_what_may_wait(tmp_path: Path, store: FakeStor
         await house.staging.truncate(staged, 0)  # as O_TRUNC: there is room for that
         await house.staging.write(staged, 0, b"anew")
         assert house.staging.statistics().bytes == len(PROMISED) + 4
-
-
-@trio_test
-async def test_an_upload_in_parts_that_was_left_is_aborted_however_many_restarts_it_takes(
-    tmp_path: Path,
-) -> None:
-    """Killed again before the registry could be asked to abort it."""
-    store = FakeStore()
-    async with open_house(tmp_path, store, is_crash=True) as house:
-        staged = await house.staging.create(LLAMA, "a", None)
-        await house.staging.write(staged, 0, b"data")
-        upload = await house.writeback.uploader._begun(staged)
-        assert store.uploads_open == 1
-        assert upload.id
-    for _ in range(2):
-        store.is_down = True
-        async with open_house(tmp_path, store, is_crash=True) as house:
-            with trio.move_on_after(0.02):
-                await house.writeback.uploader.sweep()
-            assert [staged.name for staged in house.staging.aside] == ["a"]
-    store.is_down = False
-    async with open_house(tmp_path, store, is_crash=True) as house:
-        assert store.uploads_open == 1
-        await house.writeback.uploader.sweep()
-        assert store.uploads_open == 0
-        assert house.writeback.uploader.unfinished == []
-        assert b'"uploads": []' in next(house.layout.staged.glob("*.json")).read_bytes()
-
-
-@trio_test
-async def test_an_upload_that_cannot_be_aborted_now_is_aborted_by_the_next_try(
-    tmp_path: Path,
-) -> None:
-    store = FakeStore()
-    async with open_house(tmp_path, store) as house:
-        staged = await house.staging.create(LLAMA, "a", None)
-        await house.staging.write(staged, 0, b"data")
-        uploader = house.writeback.uploader
-        await uploader._begun(staged)
-        store.is_down = True
-        await uploader._abandon(staged)
-        assert len(staged.left) == 1
-        with pytest.raises(RegistryUnavailable):
-            await uploader._begun(staged)
-        await is_back(house, store)
-        await house.writeback.publish(staged)
-        assert staged.left == []
-        assert store.uploads_open == 0
-        assert store.below(PREFIX) == {"a": b"data"}

@@ -116,7 +116,7 @@ async def test_wrong_bytes_that_were_hashed_are_hashed_anew_when_they_are_right(
         assert (await house.freeze("v1")).state is State.READY
         assert house.plain("v1") == {"weights": DATA}
         assert entry_of(house).sha256 == hashlib.sha256(DATA).hexdigest()
-        assert pieces.fed.count(min(pieces.fed)) >= 2
+        assert sum(start == 0 for start, _ in pieces.fed) >= 2
         assert store.requests()["GetObject"] > len(DATA) // PART + 1
 
 

@@ -179,6 +179,6 @@ async def test_a_record_says_which_file_of_which_model_it_is(tmp_path: Path) -> 
             "mtime_ns": 5,
             "promise": "closed",
             "sent_etags": [],
-            "uploads": [],
+            "upload": None,
             "replaces": None,
         }
