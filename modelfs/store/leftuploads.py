@@ -24,7 +24,7 @@ from modelfs.store.stagedfile import BegunUpload
 log = logging.getLogger(__name__)
 
 LEFT_MAX = 1000  # on record; what is left beside them is named by `doctor`
-LATE_NS = 60 * 10**9  # after so long no request arrives any more
+LATE_NS = 15 * 10**9  # after so long no request arrives any more
 CLOCKS_DIFFER_NS = 60 * 10**9  # the registry's and ours
 
 
@@ -87,8 +87,9 @@ async def _abort(registry: Registry, upload: BegunUpload, own: Set[str]) -> None
     if upload.id is not None:
         await registry.call(registry.store.abort_upload, upload.key, upload.id)
         return
-    since_ns = upload.since_ns - CLOCKS_DIFFER_NS
+    earliest_ns = upload.since_ns - CLOCKS_DIFFER_NS
+    latest_ns = upload.since_ns + LATE_NS + CLOCKS_DIFFER_NS
     for found in await registry.call(partial(registry.store.unfinished_uploads, upload.key)):
-        is_it = found.key == upload.key and found.started_ns > since_ns
+        is_it = found.key == upload.key and earliest_ns < found.started_ns < latest_ns
         if is_it and found.id not in own:
             await registry.call(registry.store.abort_upload, found.key, found.id)

@@ -181,7 +181,8 @@ def load(folder: Path) -> list[Found]:
         except (OSError, ValueError, KeyError, TypeError, InvalidName) as error:
             log.error("the staged file %s is damaged, and left alone: %s", sidecar, error)
     for path in folder.iterdir():
-        if is_bytes(path) and not sidecar_of(path).exists():
+        is_nobodys = is_bytes(path) and not sidecar_of(path).exists()
+        if is_nobodys or path.suffix == ".new":
             path.unlink()  # removed while it was open, or a crash's half-made record
     gone = {one.replaces for one in found if one.promise is not Promise.OPEN}
     return [replace(f, promise=Promise.KEPT) if f.path.name in gone else f for f in found]

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 PARALLEL_PARTS = 16  # of one file; with 8 a gateway that waits for its disk leaves a core idle
 AHEAD_FROM = 24 * cuts.MIB  # bytes written in order, from which on parts go before close()
 ABORT_LIMIT_S = 5.0
-SWEEP_INTERVAL_S = 60.0
+SWEEP_INTERVAL_S = 15.0
 PUT_TRIES = 3  # of a file of which the registry says that it came wrong, or has changed
 
 

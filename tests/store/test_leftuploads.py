@@ -1,5 +1,6 @@
 """Uploads in parts that nobody goes on with."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,7 @@ async def test_an_upload_that_cannot_be_aborted_now_is_aborted_later(
 async def test_an_upload_of_this_daemon_is_not_taken_for_one_that_was_left(tmp_path: Path) -> None:
     store = FakeStore()
     async with open_house(tmp_path, store) as house:
-        await house.staging.left_uploads.add(BegunUpload(PREFIX + "a", None, 1))
+        await house.staging.left_uploads.add(BegunUpload(PREFIX + "a", None, time.time_ns()))
         gate = store.hold("CreateMultipartUpload")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(begun, house)

@@ -152,6 +152,7 @@ async def test_bytes_without_a_record_were_promised_to_nobody_and_go(tmp_path: P
         staged.users += 1
         await house.staging.discard(staged)  # removed while it is open, then the power goes
         assert staged.path.exists()
+        staged.path.with_suffix(".new").write_bytes(b"{")  # a record that was half made
     async with open_house(tmp_path / "s", store) as house:
         assert list(house.layout.staged.iterdir()) == []
 
