@@ -361,10 +361,16 @@ class Staging:
                 else:
                     waiting.append(staged)
             else:
-                log.warning(
-                    "%s/main/%s was being written when modelfs ended: its bytes are kept in %s",
-                    *(found.model, found.name, found.path),
-                )
-                await self.promise(staged, Promise.ASIDE, durable=False)
+                if found.promise is not Promise.ASIDE:
+                    await self._put_aside(staged)
                 self.aside.append(staged)
+        if self.aside:
+            log.warning("%d files are kept aside: `modelfs status` lists them", len(self.aside))
         return waiting
+
+    async def _put_aside(self, staged: StagedFile) -> None:
+        log.warning(
+            "%s/main/%s was being written when modelfs ended: its bytes are kept in %s",
+            *(staged.model, staged.name, staged.path),
+        )
+        await self.promise(staged, Promise.ASIDE, durable=False)

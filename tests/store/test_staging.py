@@ -68,7 +68,9 @@ async def test_a_file_that_was_removed_is_readable_for_whoever_has_it_open(
 
 @pytest.mark.parametrize("promise", list(Promise))
 @trio_test
-async def test_a_restart_does_what_was_promised(tmp_path: Path, promise: Promise) -> None:
+async def test_a_restart_does_what_was_promised(
+    tmp_path: Path, promise: Promise, caplog: pytest.LogCaptureFixture
+) -> None:
     store = FakeStore()
     async with open_house(tmp_path / "s", store, is_crash=True) as house:
         staged = await staged_with(house, "dir/a", b"data")
@@ -83,8 +85,12 @@ async def test_a_restart_does_what_was_promised(tmp_path: Path, promise: Promise
         is_local = promise is Promise.LOCAL
         await until(lambda: [s.name for s in house.staging] == ["dir/a"] * is_local)
         assert len(list(house.layout.staged.iterdir())) == 2 * (is_aside or is_local)
-    async with open_house(tmp_path / "s", store) as house:
-        assert len(house.staging.aside) == is_aside
+    with caplog.at_level(logging.WARNING):
+        caplog.clear()
+        async with open_house(tmp_path / "s", store) as house:
+            assert len(house.staging.aside) == is_aside
+    told = [record.getMessage() for record in caplog.records]
+    assert told == ["1 files are kept aside: `modelfs status` lists them"] * is_aside
 
 
 @trio_test
