@@ -117,32 +117,35 @@ async def move_file(
     """Rename a file: copy its object, drop what is replaced, delete the old object, move what is
     staged of it.
 
-    A name that stays on this node gets no object: what is renamed to it must be staged. The kernel
-    has one rename of a name at a time, so no other one waits here for the same two files.
+    Of a file that has no object the record of what is staged says all: what is replaced goes with
+    it. A name that stays on this node gets no object: what is renamed to it must be staged. The
+    kernel has one rename of a name at a time, so no other one waits here for the same two files.
     """
     goes_local = services.staging.is_local(to_path)
     async with (
         _held(services, model, path) as staged,
         _held(services, to_model, to_path) as target,
     ):
-        base = copied = None
-        if goes_local:
-            assert staged is not None
-        elif staged is None or staged.base is not None:
-            base = copied = await _copy_over(services, model, path, to_model, to_path, target)
+        registry, copied = services.registry, None
+        is_there = registry.known_file(model, path) is not None
+        if not goes_local and (staged is None or staged.base is not None or is_there):
+            copied = await _copy_over(services, model, path, to_model, to_path, target)
         else:
-            base = services.registry.known_file(to_model, to_path)
+            assert staged is not None
+            if target is not None:
+                staged.take_place_of(target)
+            base = None if goes_local else registry.known_file(to_model, to_path)
+            await _move_staged(services, staged, to_model, to_path, base)
         if target is not None:
             await services.staging.discard(target)
-            if copied is not None:  # else it could come back by a power cut, and replace the copy
-                await services.disk.run(sync_folder, target.path.parent)
         if copied is not None:
-            registry = services.registry
+            if target is not None:  # else it could come back by a power cut, and replace the copy
+                await services.disk.run(sync_folder, target.path.parent)
             await registry.call(registry.store.delete, registry.keys.file(model, path))
             registry.note_removed(model, path)
-        if staged is not None:
-            await _move_staged(services, staged, to_model, to_path, base)
-        if goes_local and services.registry.known_file(model, path) is not None:
+            if staged is not None:
+                await _move_staged(services, staged, to_model, to_path, copied)
+        if goes_local and is_there:
             await _delete_object(services, model, path)
 
 

@@ -156,6 +156,11 @@ class StagedFile:
             return BegunUpload(self.upload.key, self.upload.id, 0)
         return self.starting
 
+    def take_place_of(self, other: "StagedFile") -> None:
+        """Have another file's promise go in one step with the record of this one's new name."""
+        if self.promise is not Promise.OPEN and self.fallback is None:
+            self.fallback = other.fallback or Fallback(other.path, other.size, other.mtime_ns)
+
     def went_back(self, fallback: Fallback) -> None:
         """Note that the file is again as it was closed: a write after that has failed."""
         self.path, self.size, self.fallback = fallback.path, fallback.size, None

@@ -1,5 +1,7 @@
 """A file is renamed over one whose own upload is still to come, in-process on the fake registry."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,8 +9,9 @@ import trio
 
 from modelfs.errors import AccessDenied, ModelfsError
 from modelfs.mount import moving
+from modelfs.store import stagedfolder
 from modelfs.store.stagedfile import Promise, StagedFile
-from tests.fake_store import FakeStore
+from tests.fake_store import FakeStore, Request
 from tests.mount.test_tree_model import MAIN, Kernel
 from tests.trio_tests import LLAMA, PREFIX, House, open_house, trio_test, until
 
@@ -102,3 +105,69 @@ async def test_what_is_replaced_is_gone_durably_before_the_old_name_goes(
         assert not staged.path.exists()
     assert store.below(PREFIX) == {"f": NEW}
     assert ["CopyObject" in seen and "DeleteObject" not in seen for seen in synced] == [True]
+
+
+@trio_test
+async def test_a_crash_anywhere_in_a_rename_of_a_file_that_waits_leaves_the_old_or_the_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The registry is away: what is renamed, and what it replaces, are on this node alone."""
+    seen: list[Path] = []
+    numbers = iter(range(100))
+
+    def watched(function: Callable[..., None]) -> Callable[..., None]:
+        def call(*args: object) -> None:
+            function(*args)
+            seen.append(tmp_path / f"after-{next(numbers)}")
+            shutil.copytree(tmp_path / "s" / "staged", seen[-1] / "staged")
+
+        return call
+
+    for name in ("record", "remove"):
+        monkeypatch.setattr(stagedfolder, name, watched(getattr(stagedfolder, name)))
+    async with open_house(tmp_path / "s", filled(FakeStore()), is_crash=True) as house:
+        kernel = Kernel(house)
+        await kernel.read(*MAIN)
+        await file_that_waits(house)
+        staged = await house.staging.create(LLAMA, "f.tmp", None)
+        await house.staging.write(staged, 0, NEW)
+        await house.staging.promise(staged, Promise.CLOSED, durable=False)
+        del seen[:-1]
+        await kernel.rename("f.tmp", "f")
+    monkeypatch.undo()
+    states = []
+    for folder in seen:
+        store = filled(FakeStore())
+        async with open_house(folder, store) as house:
+            await house.writeback.drain()
+            assert house.staging.aside == []
+            states.append({**store.below(PREFIX), "f.new": b""})
+    old = {"f": WRITTEN, "f.tmp": NEW, "f.new": b""}
+    assert states[0] == old
+    assert states[1:] == [{"f": NEW, "f.new": b""}] * (len(states) - 1)
+    assert len(states) > 2
+
+
+@trio_test
+async def test_a_file_that_waits_since_before_a_restart_is_renamed_with_its_object(
+    tmp_path: Path,
+) -> None:
+    store = filled(FakeStore())
+    async with open_house(tmp_path / "s", store, is_crash=True) as house:
+        await Kernel(house).read(*MAIN)
+        await file_that_waits(house)
+
+    def refuse(store: FakeStore, request: Request) -> None:
+        if (request.operation, request.key) == ("PutObject", PREFIX + "f"):
+            raise AccessDenied("not by this name")
+
+    store.hook(refuse)
+    async with open_house(tmp_path / "s", store) as house:
+        kernel = Kernel(house)
+        await kernel.read(*MAIN)
+        (staged,) = house.staging
+        await until(lambda: staged.error)
+        await kernel.rename("f", "g")
+        await house.writeback.drain()
+        assert store.below(PREFIX) == {"g": WRITTEN, "f.new": NEW}
+        assert (await kernel.read(*MAIN))[0] == {"g": WRITTEN, "f.new": NEW}
