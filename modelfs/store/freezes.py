@@ -177,21 +177,21 @@ class Freezes:
             lock_fd = await self._disk.run(pending.take_over, self._layout, version)
             if lock_fd is None:
                 continue
+            is_going_on = False
             try:
                 view = await self._disk.run(views.pending_view, self._layout, version)
-                is_ready = await self._disk.run(self._layout.version(version).is_dir)
+                if await self._disk.run(self._layout.version(version).is_dir):
+                    of = (self._layout, version, self._namespace_of(version.model.namespace))
+                    await self._disk.run(publishing.finish_publish, *of)
+                elif view.state is State.FAILED:
+                    failed[version] = view.error or ""
+                else:
+                    log.info("going on with the freeze of %s", version)
+                    self._start(view.manifest, lock_fd)
+                    is_going_on = True
             except ModelfsError as error:
                 log.error("%s", error)
-                close_fd(lock_fd)
-                continue
-            if is_ready:
-                namespace = self._namespace_of(version.model.namespace)
-                await self._disk.run(publishing.finish_publish, self._layout, version, namespace)
-            if view.state is State.FAILED and not is_ready:
-                failed[version] = view.error or ""
-            if is_ready or view.state is State.FAILED:
-                close_fd(lock_fd)
-            else:
-                log.info("going on with the freeze of %s", version)
-                self._start(view.manifest, lock_fd)
+            finally:
+                if not is_going_on:
+                    close_fd(lock_fd)
         self.failed = failed

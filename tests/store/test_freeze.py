@@ -1,5 +1,6 @@
 """Freezes: from mkdir to ready, or failed with a reason; never partial under models/."""
 
+import errno
 import hashlib
 import os
 import random
@@ -469,6 +470,29 @@ async def test_a_version_that_was_removed_does_not_come_back(
 
 
 # ------------------------------------------------------------------ restarts
+
+
+@trio_test
+async def test_a_freeze_whose_last_step_the_disk_refuses_is_taken_up_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "the disk is full")
+
+    store = model()
+    with monkeypatch.context() as patch:
+        patch.setattr(publishing, "discard_pending", lambda *_: None)  # it died just before
+        async with open_house(tmp_path / "s", store) as house:
+            await house.freeze("v1")
+    async with open_house(tmp_path / "s", store, watches=False) as house:
+        with monkeypatch.context() as patch:
+            patch.setattr(publishing, "follow_latest", refuse)
+            with pytest.raises(OSError, match="full"):
+                await house.library.freezes.resume()
+        assert house.layout.pending(version("v1")).exists()
+        await house.library.freezes.resume()
+        assert not house.layout.pending(version("v1")).exists()
+        assert (await house.library.view(version("v1"))).state is State.READY
 
 
 class Killed(BaseException):
