@@ -341,6 +341,10 @@ class Uploader:
         except ModelfsError as error:  # rights for objects alone do
             log.info("unfinished uploads are not looked for: %s", error)
             return
-        self.unfinished = [upload for upload in found if upload.id not in self._own]
+        self.unfinished = [
+            upload
+            for upload in found
+            if upload.id not in self._own and upload.key not in self._starting
+        ]
         for upload in self.unfinished[:20]:
             log.warning("an unfinished upload of %s is there, begun by someone else", upload.key)

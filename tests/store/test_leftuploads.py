@@ -98,6 +98,7 @@ async def test_an_upload_of_this_daemon_is_not_taken_for_one_that_was_left(tmp_p
             store.start_upload(PREFIX + "a", {})  # as if its answer were on its way
             await house.writeback.uploader.sweep()
             assert store.uploads_open == 1
+            assert house.writeback.uploader.unfinished == []
             gate.open()
         await house.writeback.uploader.sweep()
         assert store.uploads_open == 1, "but that other one was nobody's"
