@@ -127,8 +127,9 @@ async def move_file(
         _held(services, to_model, to_path) as target,
     ):
         registry, copied = services.registry, None
-        is_there = registry.known_file(model, path) is not None
-        if not goes_local and (staged is None or staged.base is not None or is_there):
+        info = registry.known_file(model, path)
+        is_its_own = staged is None or await _is_its_own(services, staged, info)
+        if is_its_own and not goes_local:
             copied = await _copy_over(services, model, path, to_model, to_path, target)
         else:
             assert staged is not None
@@ -145,8 +146,15 @@ async def move_file(
             registry.note_removed(model, path)
             if staged is not None:
                 await _move_staged(services, staged, to_model, to_path, copied)
-        if goes_local and is_there:
+        if goes_local and is_its_own and info is not None:
             await _delete_object(services, model, path)
+
+
+async def _is_its_own(services: Services, staged: StagedFile, info: ObjectInfo | None) -> bool:
+    """Tell whether a file's object goes with it: what others put while it was written stays."""
+    if staged.base is not None and not staged.is_dirty:
+        return True
+    return info is not None and await services.writeback.uploader.conflicts.is_ours(staged, info)
 
 
 async def _move_staged(
@@ -212,7 +220,8 @@ async def move_folder(
     for relative, copied in copies.items():
         registry.note_put(to_model, f"{to_path}/{relative}", copied)
     services.staging.move_local_folders(model, path, to_model, to_path)
-    await _move_all_staged(services, model, path, to_model, to_path, copies)
+    originals = {info.id.key.removeprefix(old): info for info in objects}
+    await _move_all_staged(services, model, path, to_model, to_path, originals, copies)
     await _delete_moved(services, [info.id.key for info in objects])
     for relative in copies:
         registry.note_removed(model, f"{path}/{relative}")
@@ -289,12 +298,16 @@ async def _move_all_staged(
     path: str,
     to_model: ModelId,
     to_path: str,
+    originals: dict[str, ObjectInfo],
     copies: dict[str, ObjectInfo],
 ) -> None:
+    """Move what is staged below a folder; where the object is someone else's, it is that still."""
     for found in services.staging.below(model, path):
         async with _held(services, model, found.name) as staged:
-            if staged is not None:
-                relative = staged.name.removeprefix(f"{path}/")
-                await _move_staged(
-                    services, staged, to_model, f"{to_path}/{relative}", copies.get(relative)
-                )
+            if staged is None:
+                continue
+            relative = staged.name.removeprefix(f"{path}/")
+            base = copies.get(relative)
+            if not await _is_its_own(services, staged, originals.get(relative)):
+                base = staged.base
+            await _move_staged(services, staged, to_model, f"{to_path}/{relative}", base)

@@ -55,7 +55,7 @@ class Conflicts:
                     log.warning("%s was deleted by someone else: it is put again", name)
                     staged.replaces(None)
                     return ABSENT
-            elif await self._is_ours(staged, theirs):
+            elif await self.is_ours(staged, theirs):
                 return theirs.id.etag
             self._set_aside(staged, theirs)  # and see that its new name is free
 
@@ -80,7 +80,7 @@ class Conflicts:
         staged.replaces(None)
         self._staging.move(staged, staged.model, name)
 
-    async def _is_ours(self, staged: StagedFile, theirs: ObjectInfo) -> bool:
+    async def is_ours(self, staged: StagedFile, theirs: ObjectInfo) -> bool:
         """Tell whether it is what the file replaces, or an earlier try that did arrive."""
         if theirs.id.etag in (staged.base_etag, *staged.sent_etags):
             return True

@@ -148,6 +148,60 @@ async def test_a_crash_anywhere_in_a_rename_of_a_file_that_waits_leaves_the_old_
     assert len(states) > 2
 
 
+@pytest.mark.parametrize("base", [True, False])
+@trio_test
+async def test_what_others_put_while_a_file_waits_stays_where_it_is_when_that_is_renamed(
+    tmp_path: Path, base: bool
+) -> None:
+    store = filled(FakeStore())
+    if not base:
+        store.take(PREFIX + "f")
+    async with open_house(tmp_path / "s", store) as house:
+        kernel = Kernel(house)
+        await kernel.read(*MAIN)
+        await file_that_waits(house)
+        store.place(PREFIX + "f", b"theirs")
+        await kernel.read(*MAIN)  # it is listed again: as old as a listing may be, it is not
+        await kernel.rename("f", "g")
+        (staged,) = house.staging
+        house.writeback.start(staged)
+        await house.writeback.drain()
+        assert store.below(PREFIX) == {"f": b"theirs", "g": WRITTEN, "f.new": NEW}
+        assert house.writeback.uploader.conflicts.count == 0
+
+
+@trio_test
+async def test_what_others_put_while_a_file_waits_stays_beside_it_when_its_folder_is_renamed(
+    tmp_path: Path,
+) -> None:
+    store = FakeStore()
+    for path in ("", "d/", "d/f", "d/other"):
+        store.place(PREFIX + path, BEFORE if path.endswith(("f", "r")) else b"")
+    async with open_house(tmp_path / "s", store) as house:
+        kernel = Kernel(house)
+        await kernel.read(*MAIN)
+        staged = {}
+        for path in ("d/f", "d/other", "d/new"):
+            base = house.registry.known_file(LLAMA, path)
+            staged[path] = await house.staging.create(LLAMA, path, base)
+            await house.staging.write(staged[path], 0, WRITTEN)
+            await house.staging.promise(staged[path], Promise.CLOSED, durable=False)
+        store.place(PREFIX + "d/f", b"theirs")
+        await kernel.rename("d", "e")
+        for one in staged.values():
+            house.writeback.start(one)
+        await house.writeback.drain()
+        found = store.below(PREFIX)
+        (conflict,) = (path for path in found if "conflict" in path)
+        assert conflict.startswith("e/f.conflict-node-a-")
+        assert {path: data for path, data in found.items() if data} == {
+            "e/f": b"theirs",
+            conflict: WRITTEN,
+            "e/other": WRITTEN,
+            "e/new": WRITTEN,
+        }
+
+
 @trio_test
 async def test_a_file_that_waits_since_before_a_restart_is_renamed_with_its_object(
     tmp_path: Path,
