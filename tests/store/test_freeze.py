@@ -7,6 +7,7 @@ import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -449,6 +450,31 @@ async def test_a_version_that_becomes_ready_while_it_is_removed_is_removed(
         monkeypatch.setattr(versions, "shelf", shelf)
         await house.library.remove(version("v1"))
         assert not house.layout.version(version("v1")).exists()
+
+
+@trio_test
+async def test_a_version_that_has_just_become_ready_is_removed_after_its_freeze_s_last_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate, follow = threading.Event(), publishing.follow_latest
+
+    def held(*args: Any) -> None:
+        assert gate.wait(5)
+        follow(*args)
+
+    monkeypatch.setattr(publishing, "follow_latest", held)
+    async with open_house(tmp_path / "s", model()) as house:
+        await house.library.freezes.begin(version("v1"), ROOT)
+        (freeze,) = house.library.freezes
+        await until(lambda: freeze.state is State.READY)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.library.remove, version("v1"))
+            await trio.sleep(0.02)
+            assert house.layout.version(version("v1")).exists()
+            gate.set()
+        assert not house.layout.version(version("v1")).exists()
+        assert list(house.library.freezes) == []
+    assert "waits" not in caplog.text
 
 
 @trio_test
