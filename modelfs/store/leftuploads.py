@@ -37,12 +37,6 @@ class LeftUploads:
         self._uploads: list[BegunUpload] = []
         self._recording = trio.Lock()
 
-    def __bool__(self) -> bool:
-        return bool(self._uploads)
-
-    def has(self, key: str) -> bool:
-        return any(upload.key == key for upload in self._uploads)
-
     async def load(self, uploads: Iterable[BegunUpload]) -> None:
         """Take those that are on record, and these of staged files, whose records come anew."""
         self._uploads = await self._disk.run(stagedfolder.load_uploads, self._folder)

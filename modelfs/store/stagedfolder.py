@@ -119,7 +119,7 @@ def write(fd: int, offset: int, data: bytes) -> None:
 
 def is_bytes(path: Path) -> bool:
     """Tell whether what lies at a path is the bytes of a staged file."""
-    return path.suffix not in (".json", ".new") and not path.name.startswith(LEFT_UPLOADS)
+    return path.suffix not in (".json", ".new") and path.name != LEFT_UPLOADS
 
 
 def load_uploads(folder: Path) -> list[BegunUpload]:
@@ -147,7 +147,7 @@ def _copy(source: int, target: int, size: int) -> None:
     while offset < size:
         data = os.pread(source, min(COPY_BYTES, size - offset), offset)
         if not data:
-            raise StoreError("a cached file is shorter than its object")
+            raise StoreError("a file is shorter than what is to be copied of it")
         write(target, offset, data)
         offset += len(data)
 

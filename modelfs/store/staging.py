@@ -282,8 +282,9 @@ class Staging:
         """Write the sidecar. Of what was promised after a fallback that one goes, durably."""
         generation, fallback = staged.generation, staged.fallback
         is_past = fallback is not None and staged.promise is not Promise.OPEN
-        await self._disk.run(stagedfolder.record, staged, durable or is_past)
-        if durable or is_past:
+        durable = durable or is_past
+        await self._disk.run(stagedfolder.record, staged, durable)
+        if durable:
             staged.synced_generation = generation
         if fallback is not None and is_past:
             staged.fallback = None
@@ -365,7 +366,7 @@ class Staging:
                     await self._put_aside(staged)
                 self.aside.append(staged)
         if self.aside:
-            log.warning("%d files are kept aside: `modelfs status` lists them", len(self.aside))
+            log.warning("files kept aside: %d (`modelfs status` lists them)", len(self.aside))
         return waiting
 
     async def _put_aside(self, staged: StagedFile) -> None:

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 PARALLEL_PARTS = 16  # of one file; with 8 a gateway that waits for its disk leaves a core idle
 AHEAD_FROM = 24 * cuts.MIB  # bytes written in order, from which on parts go before close()
 ABORT_LIMIT_S = 5.0
-SWEEP_INTERVAL_S = 15.0
+SWEEP_INTERVAL_S = 5.0
 PUT_TRIES = 3  # of a file of which the registry says that it came wrong, or has changed
 
 
@@ -156,23 +156,22 @@ class Uploader:
         cut: Cut,
         source: ObjectInfo | None = None,
     ) -> PartedUpload:
-        key, mtime_ns, left = self._key(staged), staged.mtime_ns, self._staging.left_uploads
+        key, mtime_ns, tries = self._key(staged), staged.mtime_ns, 0
+        metadata = {MTIME: format_mtime(mtime_ns), **metadata}
         # From now on a restart looks for it, and aborts it.
         starting = staged.starting = BegunUpload(key, None, time.time_ns())
         await self._staging.record(staged)
-        tries = 0
 
         def start() -> str:
             nonlocal tries
             tries += 1
-            all_metadata = {MTIME: format_mtime(mtime_ns), **metadata}
-            return self._registry.store.start_upload(key, all_metadata)
+            return self._registry.store.start_upload(key, metadata)
 
         self._starting.add(key)
         try:
             upload_id = await self._registry.call(start)
         except ModelfsError:  # it may have begun all the same
-            await left.add(starting)
+            await self._staging.left_uploads.add(starting)
             raise
         finally:
             staged.starting = None
@@ -182,9 +181,7 @@ class Uploader:
         staged.upload = PartedUpload(*where)
         await self._staging.record(staged)
         if tries > 1:  # each that had no answer may have begun one
-            await left.add(starting)
-        if left.has(key):
-            await left.abort(self._registry, self._own, self._starting)
+            await self._staging.left_uploads.add(starting)
         return staged.upload
 
     async def _send_all(
@@ -327,14 +324,15 @@ class Uploader:
         await self.sweep()
         while True:
             await trio.sleep(SWEEP_INTERVAL_S)
-            if self._staging.left_uploads:
-                await self._registry.wait_reachable()
-                await self._staging.left_uploads.abort(self._registry, self._own, self._starting)
+            await self._abort_left()
+
+    async def _abort_left(self) -> None:
+        await self._registry.wait_reachable()
+        await self._staging.left_uploads.abort(self._registry, self._own, self._starting)
 
     async def sweep(self) -> None:
         """Abort the uploads that an earlier daemon has left, and look which others there are."""
-        await self._registry.wait_reachable()
-        await self._staging.left_uploads.abort(self._registry, self._own, self._starting)
+        await self._abort_left()
         ask = partial(self._registry.store.unfinished_uploads, self._registry.keys.prefix)
         try:
             found = await self._registry.call(ask)

@@ -90,7 +90,7 @@ async def test_a_restart_does_what_was_promised(
         async with open_house(tmp_path / "s", store) as house:
             assert len(house.staging.aside) == is_aside
     told = [record.getMessage() for record in caplog.records]
-    assert told == ["1 files are kept aside: `modelfs status` lists them"] * is_aside
+    assert told == ["files kept aside: 1 (`modelfs status` lists them)"] * is_aside
 
 
 @trio_test
